@@ -1,0 +1,210 @@
+/**
+ * Cases of loss, router and dispatch. Legend: T tokens, E experts, k choices, H width, M rows, V vocabulary.
+ */
+import { createReferenceBackend } from "../../../src/backend/reference/index.ts";
+import type { Case, Operand } from "../harness/operands.ts";
+import { accumulated, inOut, input, output, u } from "../harness/operands.ts";
+import { Random } from "../harness/random.ts";
+import { runCase } from "../harness/run.ts";
+
+const dtypes = ["f32", "bf16"] as const;
+const exact = { kind: "exact" } as const;
+
+function crossEntropyCase(M: number, V: number, scale: number, gradient: "none" | "separate" | "in place"): Case {
+  const random = new Random(M * 1009 + V);
+  const logits = random.normal(M * V, "f32", scale);
+  const targets = random.integers(M, -1, V - 1);
+  const largest = logits.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+  const gradScale = -0.37;
+  const error = (V + 16 + 4 * largest) * u;
+  const check = { kind: "within", relative: error, absolute: logits.map((_, i) => (i % V === targets[Math.floor(i / V)] ? error * 0.37 : 1e-36)) } as const;
+  const logitsOperand = gradient === "in place" ? inOut("f32", logits, check) : input("f32", logits);
+  const dLogits = gradient === "none" ? 0 : gradient === "in place" ? logitsOperand : output("f32", M * V, check);
+  return {
+    kernel: "crossEntropy",
+    title: `M${M} V${V} scale ${scale} gradient ${gradient}`,
+    args: [output("f32", M, { kind: "within", relative: 0, absolute: error + 4 * u * largest }), dLogits, logitsOperand, input("i32", targets), M, V, gradScale],
+  };
+}
+
+function rowCases(M: number, N: number, scale: number): Case[] {
+  const random = new Random(M * 1013 + N);
+  const values = random.normal(M * N, "f32", scale);
+  const ties = random.integers(M * N, -2, 2);
+  const title = `M${M} N${N} scale ${scale}`;
+  return [
+    { kernel: "softmaxRows", title, args: [output("f32", M * N, { kind: "within", relative: (N + 16 + 8 * scale) * u, absolute: 1e-36 }), input("f32", values), M, N] },
+    { kernel: "argmaxRows", title, args: [output("i32", M, exact), input("f32", values), M, N] },
+    { kernel: "argmaxRows", title: `${title} with ties`, args: [output("i32", M, exact), input("f32", ties), M, N] },
+  ];
+}
+
+function lossCases(): Case[] {
+  const shapes = [[0, 5], [1, 1], [3, 2], [5, 17], [2, 64], [7, 129], [33, 50], [2, 4099]] as const;
+  const gradients = ["none", "separate", "in place"] as const;
+  return shapes.flatMap(([M, V]) => [
+    ...[1, 30].flatMap((scale) => gradients.map((gradient) => crossEntropyCase(M, V, scale, gradient))),
+    ...rowCases(M, V, 1),
+    ...rowCases(M, V, 30),
+  ]);
+}
+
+export interface RouterShape {
+  readonly T: number;
+  readonly E: number;
+  readonly k: number;
+  readonly normalize: number;
+  readonly unbiased: number;
+  readonly lambda: number;
+}
+
+/** Multiples of 1/4: equal logits are exact ties and unequal ones stay apart, so that the choice is not up to rounding. */
+function routerLogits({ T, E }: RouterShape): Float64Array {
+  return new Random(T * 1009 + E).integers(T * E, -12, 12).map((value) => value / 4);
+}
+
+/** A bound on the relative error of probabilities, from that of the (normalized) logits. */
+function routerError(shape: RouterShape, logits: Float64Array): number {
+  const { T, E, normalize, lambda, unbiased } = shape;
+  let worst = 3;
+  for (let t = 0; t < T && normalize === 1; t++) {
+    const row = logits.subarray(t * E, (t + 1) * E);
+    const mean = row.reduce((a, b) => a + b, 0) / E;
+    const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (E - unbiased);
+    worst = Math.max(worst, ((E + 8) * 3 * lambda) / Math.sqrt(variance + 1e-6));
+  }
+  return (4 * worst + E + 20) * u;
+}
+
+const routerTail = ({ T, E, k, normalize, unbiased, lambda }: RouterShape): number[] => [T, E, k, normalize, unbiased, lambda, 1e-6];
+
+function routerTitle({ T, E, k, normalize, unbiased, lambda }: RouterShape): string {
+  return `T${T} E${E} k${k}${normalize === 1 ? ` normalized by ${lambda}${unbiased === 1 ? " unbiased" : ""}` : ""}`;
+}
+
+export function routerForwardCase(shape: RouterShape, logits = routerLogits(shape)): Case {
+  const { T, E, k } = shape;
+  const check = { kind: "within", relative: routerError(shape, logits), absolute: 1e-36 } as const;
+  return {
+    kernel: "routerForward",
+    title: routerTitle(shape),
+    args: [output("f32", T * E, check), output("f32", T * k, check), output("i32", T * k, exact), input("f32", logits), ...routerTail(shape)],
+  };
+}
+
+/** Runs the reference to have consistent outputs of a forward as inputs of a backward. */
+function outputsOf(test: Case): Float64Array[] {
+  const backend = createReferenceBackend();
+  const results = runCase(backend, test);
+  backend.dispose();
+  return [...results.values()].map(({ values }) => values);
+}
+
+function routerBackwardCase(shape: RouterShape, withDProbs: boolean): Case {
+  const { T, E, k, normalize, lambda } = shape;
+  const logits = routerLogits(shape);
+  const [probs = new Float64Array(), weights = new Float64Array(), indices = new Float64Array()] = outputsOf(routerForwardCase(shape, logits));
+  const random = new Random(E + k);
+  const dWeights = random.normal(T * k);
+  const dProbs = random.normal(T * E);
+  // Every term of dz is at most p (|dp| + sum p|dp|) with |dp| <= |dProbs| + 2 max|dWeights| / S; the normalization multiplies by lambda rstd.
+  const largest = (values: Float64Array): number => values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+  const S = Math.max(k / E, 1e-3);
+  const rstd = normalize === 1 ? routerError(shape, logits) / (4 * u * (E + 8) * 3) + 1 : 1;
+  const size = 2 * (largest(dProbs) + (2 * largest(dWeights)) / S) * (normalize === 1 ? 3 * lambda * rstd : 1);
+  const check = { kind: "within", relative: 0, absolute: (2 * E + k + 30) * u * size } as const;
+  return {
+    kernel: "routerBackward",
+    title: `${routerTitle(shape)}${withDProbs ? " dProbs" : ""}`,
+    args: [output("f32", T * E, check), input("f32", dWeights), withDProbs ? input("f32", dProbs) : 0, input("f32", probs), input("f32", weights), input("i32", indices), input("f32", logits), ...routerTail(shape)],
+  };
+}
+
+const routerSizes = [[0, 4, 2], [1, 2, 1], [3, 2, 2], [5, 7, 3], [17, 8, 2], [33, 16, 2], [7, 17, 17], [64, 64, 6], [9, 129, 8]] as const;
+
+function routerCases(): Case[] {
+  const modes = [{ normalize: 0, unbiased: 0, lambda: 1 }, { normalize: 1, unbiased: 0, lambda: 1 }, { normalize: 1, unbiased: 1, lambda: 2 }];
+  const sized = routerSizes.flatMap(([T, E, k]) => modes.map((mode): RouterShape => ({ T, E, k, ...mode })));
+  const plain = { normalize: 0, unbiased: 0, lambda: 1 };
+  const extreme = Float64Array.of(300, -300, 0, -200, 0, 250);
+  return [
+    ...sized.map((shape) => routerForwardCase(shape)),
+    ...sized.flatMap((shape) => [routerBackwardCase(shape, true), routerBackwardCase(shape, false)]),
+    routerForwardCase({ T: 2, E: 3, k: 1, ...plain }, extreme),
+    routerForwardCase({ T: 3, E: 5, k: 2, ...plain }, new Float64Array(15).fill(1.5)),
+    routerForwardCase({ T: 3, E: 1, k: 1, ...plain }, Float64Array.of(1, -2, 3)),
+  ];
+}
+
+export interface DispatchShape {
+  readonly T: number;
+  readonly k: number;
+  readonly E: number;
+  readonly capacity: number;
+  readonly byProbability: number;
+}
+
+/** Distinct experts for each token; weights on a coarse grid, so that equal ones occur. */
+export function assignments({ T, k, E }: DispatchShape, seed: number): { indices: Float64Array; weights: Float64Array } {
+  const random = new Random(seed);
+  const indices = Array.from({ length: T }, () => random.permutation(E).slice(0, k)).flat();
+  return { indices: Float64Array.from(indices), weights: random.integers(T * k, 1, 9).map((value) => value / 10) };
+}
+
+function keptRows(indices: Float64Array, E: number, capacity: number): number {
+  const counts = Array.from({ length: E }, () => 0);
+  for (const e of indices) counts[e] = (counts[e] ?? 0) + 1;
+  return counts.reduce((sum, count) => sum + (capacity === 0 ? count : Math.min(count, capacity)), 0);
+}
+
+export function dispatchPlanCase(shape: DispatchShape): Case {
+  const { T, k, E, capacity, byProbability } = shape;
+  const { indices, weights } = assignments(shape, T * 31 + E);
+  const rows = keptRows(indices, E, capacity);
+  const outputs = [output("i32", E + 1, exact), output("i32", rows, exact), output("i32", T * k, exact), output("i32", E, exact)];
+  return {
+    kernel: "dispatchPlan",
+    title: `T${T} k${k} E${E} capacity ${capacity}${byProbability === 1 ? " by probability" : ""}`,
+    args: [...outputs, input("i32", indices), byProbability === 1 ? input("f32", weights.map(Math.fround)) : 0, T, k, E, capacity, byProbability],
+  };
+}
+
+/** Moving rows there and back, on the plan that the reference makes. */
+function movementCases(shape: DispatchShape, H: number): Case[] {
+  const { T, k } = shape;
+  const [, rowToken = new Float64Array(), slots = new Float64Array()] = outputsOf(dispatchPlanCase(shape));
+  const R = rowToken.length;
+  return dtypes.flatMap((dtype): Case[] => {
+    const random = new Random(T * 1009 + H);
+    const slotRow = input("i32", slots);
+    const weights = input("f32", random.normal(T * k));
+    const rows: Operand = input(dtype, random.normal(R * H, dtype));
+    const tokens: Operand = input(dtype, random.normal(T * H, dtype));
+    const before = random.normal(T * H, dtype);
+    const title = `T${T} k${k} E${shape.E} capacity ${shape.capacity} H${H} ${dtype}`;
+    return [
+      ...[0, 1].map((accumulate): Case => {
+        const dx = accumulated(dtype, before, { kind: "sum", terms: k + 1 }, accumulate);
+        return { kernel: "permuteBackward", title: `${title} accumulate ${accumulate}`, args: [dx, rows, slotRow, T, k, H, { dtypeOf: rows }, accumulate] };
+      }),
+      { kernel: "combineForward", title, args: [output(dtype, T * H, { kind: "sum", terms: k }), rows, slotRow, weights, T, k, H, { dtypeOf: rows }] },
+      {
+        kernel: "combineBackward",
+        title,
+        args: [output(dtype, R * H, { kind: "sum", terms: 1 }), output("f32", T * k, { kind: "sum", terms: H }), tokens, rows, slotRow, weights, T, k, H, { dtypeOf: rows }],
+      },
+    ];
+  });
+}
+
+function dispatchCases(): Case[] {
+  const sizes = [[0, 2, 4], [1, 1, 1], [3, 2, 2], [7, 2, 5], [64, 2, 8], [129, 3, 17], [33, 8, 64], [1000, 2, 16]] as const;
+  const limits = [[0, 0], [1, 0], [3, 0], [3, 1], [20, 1]] as const;
+  const shapes = sizes.flatMap(([T, k, E]) => limits.map(([capacity, byProbability]): DispatchShape => ({ T, k, E, capacity, byProbability })));
+  const moved = shapes.filter(({ T, capacity }) => T < 200 && (capacity === 0 || capacity === 3));
+  return [...shapes.map(dispatchPlanCase), ...moved.flatMap((shape, i) => movementCases(shape, [5, 16, 33, 67][i % 4] ?? 1))];
+}
+
+export function moeCases(): Case[] {
+  return [...lossCases(), ...routerCases(), ...dispatchCases()];
+}
