@@ -19,11 +19,15 @@ export interface GradTarget {
   readonly accumulate: 0 | 1;
 }
 
+type Saved = readonly (Tensor | null)[];
+
 interface Node {
-  readonly outputId: number;
+  readonly outputIds: readonly number[];
   readonly inPlace: boolean;
-  readonly saved: readonly Tensor[];
-  readonly backward: (dOut: Tensor, saved: readonly Tensor[]) => void;
+  readonly saved: Saved;
+  /** Storage versions of `saved` at the time of recording: a later change in place would make the backward wrong. */
+  readonly versions: readonly number[];
+  readonly backward: (dOuts: readonly (Tensor | null)[], saved: Saved) => void;
 }
 
 export class Tape implements Disposable {
@@ -36,19 +40,42 @@ export class Tape implements Disposable {
   }
 
   /**
-   * Records that `output` was computed from `inputs`. `backward` gets the output's gradient and the saved tensors in order;
-   * it writes input gradients through `gradTarget` or `addGrad`. Marks the output as requiring a gradient.
-   * Does nothing when no input requires one.
+   * Records that `output` was computed from `inputs`. `backward` gets the output's gradient (read-only: others may share
+   * it) and the saved tensors in order (null stays null); it writes input gradients through `writeGrad` or `addGrad`.
+   * Marks the output as requiring a gradient. Does nothing when no input requires one.
    */
-  record(inputs: readonly Tensor[], output: Tensor, saved: readonly Tensor[], backward: Node["backward"]): void {
+  record<const S extends Saved>(inputs: readonly Tensor[], output: Tensor, saved: S, backward: (dOut: Tensor, saved: S) => void): void {
+    this.recordMany(inputs, [output], saved, ([dOut], kept: S) => {
+      if (dOut !== undefined && dOut !== null) backward(dOut, kept);
+    });
+  }
+  /** `record` for an op with several differentiable outputs. A gradient is null where none arrived; not all of them are. */
+  recordMany<const S extends Saved>(
+    inputs: readonly Tensor[],
+    outputs: readonly Tensor[],
+    saved: S,
+    backward: (dOuts: readonly (Tensor | null)[], saved: S) => void,
+  ): void {
     if (!inputs.some((input) => input.requiresGrad)) return;
-    output.requiresGrad = true;
-    this.#nodes.push({ outputId: output.valueId, inPlace: false, saved: saved.map((t) => t.retain()), backward });
+    for (const output of outputs) output.requiresGrad = true;
+    this.#push(outputs, false, saved, backward);
   }
   /** Records that `value` was changed in place; `backward` changes its gradient in place. */
-  recordInPlace(value: Tensor, saved: readonly Tensor[], backward: Node["backward"]): void {
+  recordInPlace<const S extends Saved>(value: Tensor, saved: S, backward: (dOut: Tensor, saved: S) => void): void {
     if (!value.requiresGrad) return;
-    this.#nodes.push({ outputId: value.valueId, inPlace: true, saved: saved.map((t) => t.retain()), backward });
+    this.#push([value], true, saved, ([dOut], kept: S) => {
+      if (dOut !== undefined && dOut !== null) backward(dOut, kept);
+    });
+  }
+  #push<S extends Saved>(outputs: readonly Tensor[], inPlace: boolean, saved: S, backward: (dOuts: readonly (Tensor | null)[], saved: S) => void): void {
+    this.#nodes.push({
+      outputIds: outputs.map((output) => output.valueId),
+      inPlace,
+      saved: saved.map((tensor) => tensor?.retain() ?? null),
+      versions: saved.map((tensor) => tensor?.storage.version ?? 0),
+      // The tensors of `saved` come back in the places where they were given.
+      backward: backward as Node["backward"],
+    });
   }
 
   /**
@@ -72,9 +99,16 @@ export class Tape implements Disposable {
     if (zeroed) this.engine.fillZero(grad);
     return { ptr: grad.ptr, dtype: x.dtype, accumulate: zeroed ? 1 : 0 };
   }
-  /** Adds `g` (x's dtype and size) to the gradient of `x`; shares g's memory where x has none yet. */
+  /** Adds `g` (x's size, f32 or x's dtype) to the gradient of `x`; shares g's memory where x has none yet. */
   addGrad(x: Tensor, g: Tensor): void {
     if (!x.requiresGrad) return;
+    if (g.size !== x.size) throw new MoeError("internal", `a gradient of shape [${g.shape.join(", ")}] for a value of shape [${x.shape.join(", ")}]`);
+    if (x.parameter === null && g.dtype !== x.dtype) {
+      using converted = this.engine.detached(x.shape, x.dtype);
+      this.engine.cast(converted, g);
+      this.addGrad(x, converted);
+      return;
+    }
     if (x.parameter === null && !this.#grads.has(x.valueId)) {
       this.#grads.set(x.valueId, g.retain());
       return;
@@ -84,6 +118,24 @@ export class Tape implements Disposable {
     const { kernels } = this.engine.backend;
     if (target.dtype === "f32") kernels.accumulate(target.ptr, g.ptr, g.size, 1, dtypeCodes[g.dtype]);
     else kernels.add(target.ptr, target.ptr, g.ptr, g.size, dtypeCodes[g.dtype]);
+  }
+  /**
+   * Lets a kernel write the gradient of `x`: `write` is called once with an address, whether to add to it (1) or overwrite
+   * it (0), and the element type there. `dtype` is the one type that the kernel can write (absent: any); where it is not
+   * that of the gradient, the result is converted and added. `addOnly`: the kernel can only add. Not called when x wants no gradient.
+   */
+  writeGrad(x: Tensor, { dtype, addOnly = false }: { dtype?: DType; addOnly?: boolean }, write: (ptr: Ptr, accumulate: 0 | 1, dtype: DType) => void): void {
+    if (!x.requiresGrad) return;
+    const gradDtype = x.parameter === null ? x.dtype : "f32";
+    if (dtype === undefined || dtype === gradDtype) {
+      const target = this.gradTarget(x, { zeroed: addOnly });
+      if (target !== null) write(target.ptr, target.accumulate, target.dtype);
+      return;
+    }
+    using written = this.engine.detached(x.shape, dtype);
+    if (addOnly) this.engine.fillZero(written);
+    write(written.ptr, addOnly ? 1 : 0, dtype);
+    this.addGrad(x, written);
   }
   /** Removes and returns the gradient of `x`: the caller disposes it. Null where there is none. */
   takeGrad(x: Tensor): Tensor | null {
@@ -121,18 +173,30 @@ export class Tape implements Disposable {
     return seed;
   }
   #run(node: Node): void {
-    let grad = this.#grads.get(node.outputId);
+    const dOuts = node.outputIds.map((id) => this.#grads.get(id) ?? null);
+    const taken: Tensor[] = [];
     try {
-      if (grad === undefined) return;
-      if (node.inPlace) grad = this.#unshared(node.outputId, grad);
-      else this.#grads.delete(node.outputId);
-      const dOut = grad;
+      if (dOuts.every((grad) => grad === null)) return;
+      for (const [i, id] of node.outputIds.entries()) {
+        const grad = dOuts[i] ?? null;
+        if (grad === null) continue;
+        if (node.inPlace) dOuts[i] = this.#unshared(id, grad);
+        else {
+          this.#grads.delete(id);
+          taken.push(grad);
+        }
+      }
+      for (const [i, tensor] of node.saved.entries()) {
+        if (tensor !== null && tensor.storage.version !== node.versions[i]) {
+          throw new MoeError("internal", `a tensor of shape [${tensor.shape.join(", ")}] saved for the backward pass was changed in place afterwards`);
+        }
+      }
       this.engine.scope(() => {
-        node.backward(dOut, node.saved);
+        node.backward(dOuts, node.saved);
       });
-      if (!node.inPlace) dOut.dispose();
     } finally {
-      for (const tensor of node.saved) tensor.dispose();
+      for (const grad of taken) grad.dispose();
+      for (const tensor of node.saved) tensor?.dispose();
     }
   }
 
@@ -142,7 +206,7 @@ export class Tape implements Disposable {
   }
   /** Drops whatever was recorded and not run. */
   [Symbol.dispose](): void {
-    for (const node of this.#nodes) for (const tensor of node.saved) tensor.dispose();
+    for (const node of this.#nodes) for (const tensor of node.saved) tensor?.dispose();
     this.#nodes = [];
     for (const grad of this.#grads.values()) grad.dispose();
     this.#grads.clear();
@@ -151,22 +215,34 @@ export class Tape implements Disposable {
 
 /**
  * Activation recomputation: runs `fn` without recording, keeps only its inputs, and runs it again in the backward pass.
- * `fn` must be a pure function of `inputs` and of parameters (random numbers keyed by step, not drawn from a stream).
+ * `fn` must be a pure function of `inputs` and of parameters (random numbers keyed by step, not drawn from a stream), and
+ * must change none of its inputs in place. Other tensors that it uses must live until the backward pass: give them as inputs.
  */
 export function recompute(engine: Engine, inputs: readonly Tensor[], fn: (inputs: readonly Tensor[]) => Tensor): Tensor {
+  const [output] = recomputeMany(engine, inputs, (again) => [fn(again)]);
+  if (output === undefined) throw new MoeError("internal", "recompute: the span returned nothing");
+  return output;
+}
+
+/** `recompute` for a span with several outputs (a layer's hidden states and its balance loss). i32 outputs are not differentiable. */
+export function recomputeMany(engine: Engine, inputs: readonly Tensor[], fn: (inputs: readonly Tensor[]) => readonly Tensor[]): readonly Tensor[] {
   const tape = engine.tape;
   if (tape === null) return engine.scope(() => fn(inputs));
-  const output = engine.withTape(null, () => engine.scope(() => fn(inputs)));
-  if (inputs.includes(output)) throw new MoeError("internal", "recompute: the span returned one of its inputs");
-  output.requiresGrad = true;
-  tape.record([output], output, inputs, (dOut, saved) => {
+  const outputs = engine.withTape(null, () => engine.scope(() => fn(inputs)));
+  const inputIds = new Set(inputs.map((input) => input.valueId));
+  if (outputs.some((output) => inputIds.has(output.valueId))) throw new MoeError("internal", "recompute: the span returned one of its inputs");
+  const differentiable = outputs.map((output) => output.dtype !== "i32");
+  for (const [i, output] of outputs.entries()) output.requiresGrad = differentiable[i] === true;
+  const roots = outputs.filter((output) => output.requiresGrad);
+  tape.recordMany(roots, roots, inputs, (dOuts, saved) => {
+    const kept = saved.filter((tensor) => tensor !== null);
     using inner = new Tape(engine);
-    const again = engine.withTape(inner, () => engine.scope(() => fn(saved)));
-    inner.backward([{ value: again, grad: dOut }]);
-    for (const input of saved) {
+    const again = engine.withTape(inner, () => engine.scope(() => fn(kept))).filter((_, i) => differentiable[i] === true);
+    inner.backward(again.flatMap((value, i) => (dOuts[i] ? [{ value, grad: dOuts[i] }] : [])));
+    for (const input of kept) {
       using grad = inner.takeGrad(input);
       if (grad !== null) tape.addGrad(input, grad);
     }
   });
-  return output;
+  return outputs;
 }

@@ -21,6 +21,8 @@ export function numElements(shape: Shape): number {
 export class Storage {
   readonly ptr: Ptr;
   readonly byteLength: number;
+  /** Number of in-place changes by ops: the tape compares it to notice that what it saved is no longer what it was. */
+  version = 0;
   #references = 1;
   readonly #release: () => void;
 
