@@ -77,7 +77,8 @@ export class Dataset {
     const index = sequence % this.numSequences;
     if (!this.#options.shuffle) return index;
     if (this.#order?.epoch !== epoch) {
-      this.#order = { epoch, indices: new Random(this.#options.seed, epoch).permutation(this.numSequences) };
+      const indices = Uint32Array.from({ length: this.numSequences }, (_, i) => i);
+      this.#order = { epoch, indices: Random.keyed(this.#options.seed, epoch).shuffle(indices) };
     }
     return this.#order.indices[index] ?? 0;
   }

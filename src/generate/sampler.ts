@@ -1,0 +1,97 @@
+/**
+ * Picks the next token from one row of logits. Pure functions of (logits, options, random stream): the same inputs give the
+ * same token on every machine. Order of operations as in most servers: repetition penalty, temperature, top-k, top-p, draw.
+ */
+import { MoeError } from "../util/errors.ts";
+import type { Random } from "../util/random.ts";
+
+export interface SamplingOptions {
+  /** 0: greedy. */
+  readonly temperature: number;
+  /** Keep the smallest set of tokens whose probability reaches this; 1: all. */
+  readonly topP: number;
+  /** Keep the k most probable; 0: all. */
+  readonly topK: number;
+  /** Divides positive and multiplies negative logits of tokens seen before (arXiv 1909.05858); 1: off. */
+  readonly repetitionPenalty: number;
+}
+
+export const greedy: SamplingOptions = { temperature: 0, topP: 1, topK: 0, repetitionPenalty: 1 };
+
+/** Throws `usage` for values that make no sense. */
+export function checkSamplingOptions(options: SamplingOptions): void {
+  const bad = (name: string, expected: string, got: number): MoeError => new MoeError("usage", `${name}: expected ${expected}, got ${got}`);
+  if (!(options.temperature >= 0 && Number.isFinite(options.temperature))) throw bad("temperature", "a number of at least 0", options.temperature);
+  if (!(options.topP > 0 && options.topP <= 1)) throw bad("top-p", "a number above 0 and at most 1", options.topP);
+  if (!(Number.isSafeInteger(options.topK) && options.topK >= 0)) throw bad("top-k", "a whole number of at least 0", options.topK);
+  if (!(options.repetitionPenalty > 0)) throw bad("repetition penalty", "a number above 0", options.repetitionPenalty);
+}
+
+/** Index of the largest logit, ties to the lower index. */
+export function argmax(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) if ((logits[i] ?? 0) > (logits[best] ?? 0)) best = i;
+  return best;
+}
+
+/**
+ * The next token. `logits` [vocabulary] is not changed; `seen` are the ids so far (prompt and output), for the penalty.
+ * Throws `internal` when no logit is finite.
+ */
+export function sampleToken(logits: Float32Array, options: SamplingOptions, random: Random, seen: Iterable<number> = []): number {
+  const adjusted = options.repetitionPenalty === 1 ? logits : penalized(logits, options.repetitionPenalty, seen);
+  if (options.temperature === 0) return argmax(adjusted);
+  const kept = candidates(adjusted, options.topK);
+  const probabilities = softmax(kept, adjusted, options.temperature);
+  const count = nucleus(probabilities, options.topP);
+  let total = 0;
+  for (let i = 0; i < count; i++) total += probabilities[i] ?? 0;
+  let remaining = random.uniform() * total;
+  for (let i = 0; i < count; i++) {
+    remaining -= probabilities[i] ?? 0;
+    if (remaining < 0) return kept[i] ?? 0;
+  }
+  return kept[count - 1] ?? 0;
+}
+
+function penalized(logits: Float32Array, penalty: number, seen: Iterable<number>): Float32Array {
+  const out = logits.slice();
+  for (const id of new Set(seen)) {
+    const value = out[id];
+    if (value !== undefined) out[id] = value > 0 ? value / penalty : value * penalty;
+  }
+  return out;
+}
+
+/** Ids by descending logit (ties: lower id first), at most `topK` of them (0: all). */
+function candidates(logits: Float32Array, topK: number): Uint32Array {
+  const ids = new Uint32Array(logits.length);
+  let n = 0;
+  for (let i = 0; i < logits.length; i++) if ((logits[i] ?? 0) > Number.NEGATIVE_INFINITY) ids[n++] = i;
+  if (n === 0) throw new MoeError("internal", "sampling: no logit is above -infinity");
+  const sorted = ids.subarray(0, n).sort((a, b) => (logits[b] ?? 0) - (logits[a] ?? 0) || a - b);
+  return topK > 0 ? sorted.subarray(0, topK) : sorted;
+}
+
+function softmax(ids: Uint32Array, logits: Float32Array, temperature: number): Float64Array {
+  const top = logits[ids[0] ?? 0] ?? 0;
+  const out = new Float64Array(ids.length);
+  let sum = 0;
+  for (let i = 0; i < ids.length; i++) {
+    const p = Math.exp(((logits[ids[i] ?? 0] ?? 0) - top) / temperature);
+    out[i] = p;
+    sum += p;
+  }
+  for (let i = 0; i < out.length; i++) out[i] = (out[i] ?? 0) / sum;
+  return out;
+}
+
+function nucleus(probabilities: Float64Array, topP: number): number {
+  if (topP >= 1) return probabilities.length;
+  let sum = 0;
+  for (let i = 0; i < probabilities.length; i++) {
+    sum += probabilities[i] ?? 0;
+    if (sum >= topP) return i + 1;
+  }
+  return probabilities.length;
+}
