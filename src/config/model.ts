@@ -1,0 +1,186 @@
+/**
+ * What a model is: one plain, readonly object from which parameters, FLOPs and memory follow (`model-counts.ts`) and which
+ * `src/model` builds. It says nothing of training (capacity, coefficients, precision) and nothing of files.
+ *
+ * `parseModelConfig` reads our own form, where an unknown key is an error. Hugging Face's `config.json` is read and written
+ * by `model-huggingface.ts`.
+ */
+import * as z from "zod";
+import { didYouMean } from "../util/nearest.ts";
+import { MoeError } from "../util/errors.ts";
+
+/** Families we build. `skywork` is Skywork-13B (Llama under another name); SmolLM2 is a `llama` with tied embeddings. */
+export const architectures = ["llama", "mistral", "qwen2", "qwen3", "skywork", "mixtral", "skywork_moe"] as const;
+export type Architecture = (typeof architectures)[number];
+
+const count = z.int().min(1);
+const positive = z.number().positive();
+
+const ropeScalingSchema = z.discriminatedUnion("type", [
+  /** All frequencies divided by `factor`. */
+  z.strictObject({ type: z.literal("linear"), factor: positive }),
+  /** The base grows with the sequence beyond `maxPositions` ("dynamic NTK"). */
+  z.strictObject({ type: z.literal("dynamic"), factor: positive }),
+  /** Llama 3.1: long wavelengths divided, short ones kept, a ramp between. */
+  z.strictObject({
+    type: z.literal("llama3"),
+    factor: positive,
+    lowFreqFactor: positive,
+    highFreqFactor: positive,
+    originalMaxPositions: count,
+  }),
+  /** YaRN (arXiv 2309.00071). `attentionFactor` null: 0.1 ln(factor) + 1. */
+  z.strictObject({
+    type: z.literal("yarn"),
+    factor: positive,
+    originalMaxPositions: count,
+    attentionFactor: positive.nullable(),
+    betaFast: positive,
+    betaSlow: positive,
+    truncate: z.boolean(),
+  }),
+]);
+
+const gateNormalizationSchema = z.strictObject({
+  /** Standard deviation of the normalized logits (Skywork-MoE: 1). */
+  lambda: positive,
+  /** Added to the variance: 0 for the released weights, 1e-6 when training. */
+  eps: z.number().min(0),
+  /** Variance over n - 1 (true, the release) or over n. */
+  unbiased: z.boolean(),
+});
+
+const moeSchema = z.strictObject({
+  numExperts: count,
+  topK: count,
+  /** FFN width of one expert. */
+  expertFfnSize: count,
+  /** Layers l (from 0) with (l + 1) a multiple of this have experts; the others have a dense FFN of `ffnSize`. */
+  layerInterval: count,
+  /** Gating logit normalization (arXiv 2406.06563, section 4.1), or null. */
+  gateNormalization: gateNormalizationSchema.nullable(),
+  /**
+   * What the balance losses see: the softmax over all experts, or over the chosen ones. Combine weights are the same
+   * (both are renormalized over the chosen).
+   */
+  scoring: z.enum(["softmax", "softmaxOfTopK"]),
+  /** The experts' input is multiplied by this: 1, or top-k (`moe_feature_no_mul_topk: false`). */
+  inputScale: positive,
+});
+
+const modelSchema = z.strictObject({
+  architecture: z.enum(architectures),
+  vocabSize: count,
+  hiddenSize: count,
+  /** Width of a dense FFN. */
+  ffnSize: count,
+  numLayers: count,
+  numHeads: count,
+  /** Key-value heads; divides `numHeads`. */
+  numKvHeads: count,
+  headDim: count,
+  /** Epsilon of every RMSNorm. */
+  normEps: z.number().min(0),
+  ropeTheta: positive,
+  ropeScaling: ropeScalingSchema.nullable(),
+  /** Longest sequence that the model was made for. */
+  maxPositions: count,
+  tiedEmbeddings: z.boolean(),
+  /** Biases of the query, key and value projections. */
+  qkvBias: z.boolean(),
+  /** RMSNorm of each query and key head before the rotation. */
+  qkNorm: z.boolean(),
+  /** In layers from `firstLayer` on, a query sees its own key and the `size - 1` before it. */
+  slidingWindow: z.strictObject({ size: count, firstLayer: z.int().min(0) }).nullable(),
+  moe: moeSchema.nullable(),
+  /** Standard deviation of the initial weights. */
+  initStd: positive,
+  bosTokenId: z.int().min(0).nullable(),
+  eosTokenIds: z.array(z.int().min(0)).readonly(),
+  padTokenId: z.int().min(0).nullable(),
+});
+
+export type RopeScaling = Readonly<z.infer<typeof ropeScalingSchema>>;
+export type GateNormalization = Readonly<z.infer<typeof gateNormalizationSchema>>;
+export type MoeConfig = Readonly<z.infer<typeof moeSchema>>;
+export type ModelConfig = Readonly<z.infer<typeof modelSchema>>;
+
+/**
+ * Checks a model configuration in our own form and returns it. Throws `configuration` for an unknown key (with the nearest
+ * known one), a missing or mistyped value, and values that contradict each other (all of them printed).
+ */
+export function parseModelConfig(value: unknown): ModelConfig {
+  const parsed = modelSchema.safeParse(value);
+  if (!parsed.success) throw new MoeError("configuration", parsed.error.issues.map(issueText).join("; "));
+  return checkModelConfig(parsed.data);
+}
+
+function issueText(issue: z.core.$ZodIssue): string {
+  const where = issue.path.length === 0 ? "model configuration" : `model configuration, ${issue.path.join(".")}`;
+  if (issue.code !== "unrecognized_keys") return `${where}: ${issue.message}`;
+  const known = knownKeys(issue.path);
+  return issue.keys.map((key) => `${where}: unknown key "${key}"${didYouMean(key, known)}`).join("; ");
+}
+/** Keys allowed in the object at `path`. */
+function knownKeys(path: readonly PropertyKey[]): string[] {
+  const nested: Readonly<Record<string, readonly string[]>> = {
+    moe: Object.keys(moeSchema.shape),
+    "moe.gateNormalization": Object.keys(gateNormalizationSchema.shape),
+    slidingWindow: ["size", "firstLayer"],
+    ropeScaling: ropeScalingSchema.options.flatMap((option) => Object.keys(option.shape)),
+  };
+  return [...(nested[path.join(".")] ?? Object.keys(modelSchema.shape))];
+}
+
+/** Returns `config` if its values agree with each other; otherwise throws `configuration` with the values of each broken rule. */
+export function checkModelConfig(config: ModelConfig): ModelConfig {
+  const broken = [...attentionRules(config), ...tokenRules(config), ...(config.moe === null ? [] : moeRules(config.moe, config))]
+    .filter(([holds]) => !holds)
+    .map(([, message]) => message);
+  if (broken.length > 0) throw new MoeError("configuration", `model configuration (${config.architecture}): ${broken.join("; ")}`);
+  return config;
+}
+
+type Rule = readonly [holds: boolean, message: string];
+
+function attentionRules(c: ModelConfig): Rule[] {
+  return [
+    [c.numHeads % c.numKvHeads === 0, `numHeads ${c.numHeads} is not a multiple of numKvHeads ${c.numKvHeads}`],
+    [c.headDim % 2 === 0, `headDim ${c.headDim} is odd: rotary embedding turns pairs`],
+    [
+      c.slidingWindow === null || c.slidingWindow.firstLayer < c.numLayers,
+      `slidingWindow.firstLayer ${c.slidingWindow?.firstLayer} with numLayers ${c.numLayers}: no layer has the window (write null)`,
+    ],
+    [
+      c.ropeScaling?.type !== "llama3" || c.ropeScaling.lowFreqFactor < c.ropeScaling.highFreqFactor,
+      `ropeScaling ${JSON.stringify(c.ropeScaling)}: lowFreqFactor must be below highFreqFactor`,
+    ],
+  ];
+}
+function tokenRules(c: ModelConfig): Rule[] {
+  const ids = { bosTokenId: c.bosTokenId, eosTokenIds: c.eosTokenIds, padTokenId: c.padTokenId };
+  return Object.entries(ids).map(([key, value]) => [
+    [value].flat().every((id) => id === null || id < c.vocabSize),
+    `${key} ${JSON.stringify(value)} is not below vocabSize ${c.vocabSize}`,
+  ]);
+}
+function moeRules(moe: MoeConfig, c: ModelConfig): Rule[] {
+  return [
+    [moe.topK <= moe.numExperts, `moe.topK ${moe.topK} is above moe.numExperts ${moe.numExperts}`],
+    [moe.layerInterval <= c.numLayers, `moe.layerInterval ${moe.layerInterval} with numLayers ${c.numLayers}: no layer has experts`],
+    [
+      moe.gateNormalization === null || moe.numExperts > 1,
+      `moe.gateNormalization with moe.numExperts ${moe.numExperts}: one logit has no standard deviation`,
+    ],
+  ];
+}
+
+/** Whether layer `layer` (from 0) has experts rather than one dense FFN. */
+export function hasExperts(config: ModelConfig, layer: number): boolean {
+  return config.moe !== null && (layer + 1) % config.moe.layerInterval === 0;
+}
+/** Keys that a query of layer `layer` sees at most, or 0 where it sees all. */
+export function windowOfLayer(config: ModelConfig, layer: number): number {
+  const window = config.slidingWindow;
+  return window !== null && layer >= window.firstLayer ? window.size : 0;
+}
