@@ -1,0 +1,154 @@
+/*
+ * The matrix multiplication engine of the linear kernels: plans a job over groups (experts) and runs its chunks.
+ *
+ * Every job is out = sum over a reduced index of an I side, which lies across vectors, and a J side, which is broadcast:
+ *   forward          out[m][n]: I = m (x), J = n (w), reduced k; written transposed
+ *   backward input   dx[m][k]:  I = k (w), J = m (dy), reduced n
+ *   backward weight  dw[n][k]:  I = k (x), J = n (dy), reduced m
+ * so that weights are never transposed in memory. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
+ * in slices of TILE_DEPTH, packs both sides, and keeps the f32 accumulators in its thread's scratch, which leaves the chain of each
+ * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same.
+ * Blocks depend on shapes alone, and no result depends on the blocks. One group is a plain linear; an empty one is no work.
+ */
+#ifndef MOE_GEMM_H
+#define MOE_GEMM_H
+#include "gemm_pack.h"
+#include "gemv.h"
+
+enum { GEMM_FORWARD, GEMM_INPUT, GEMM_WEIGHT };
+enum {
+  BLOCK_I = 256,
+#if defined(__AVX512F__)
+  BLOCK_J = 512,
+#else
+  BLOCK_J = 256,
+#endif
+  ENOUGH_CHUNKS = 16,               /* keeps 2 to 16 threads busy */
+  SHARED_PANEL_BYTES = 16 << 20,    /* beyond this, forward chunks pack their own panels */
+  GEMV_CHUNK_BYTES = 1 << 20,
+  ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
+};
+
+typedef struct {
+  void *out;
+  const void *x, *y; /* x: the activations of forward; y: dy */
+  const void *w;
+  const float *bias;
+  const int32_t *offsets; /* groups + 1 rows, or 0 for one group of `rows` */
+  ptrdiff_t groups, rows, N, K;
+  int kind, xType, wType, yType, outType, accumulate;
+} gemm_job;
+
+typedef struct {
+  ptrdiff_t expert;
+  ptrdiff_t firstChunk, firstPack; /* in the job's numbering */
+  ptrdiff_t row, rows;             /* of x, dy */
+  ptrdiff_t I, J, R;
+  ptrdiff_t blocksI, blocksJ, sizeI, sizeJ;
+  float *prepared; /* packed panels, or rows ready for gemv; 0 when chunks do it themselves */
+  int gemv;
+} gemm_group;
+
+typedef struct {
+  moe_context *ctx;
+  gemm_job job;
+  gemm_group *groups; /* groups with work only */
+  ptrdiff_t count, chunks, packs;
+  int pairs;
+} gemm_plan;
+
+MOE_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+MOE_INLINE ptrdiff_t round_up(ptrdiff_t a, ptrdiff_t b) { return ceil_div(a, b) * b; }
+MOE_INLINE ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
+/* Reduced elements as the inner loop counts them. */
+MOE_INLINE ptrdiff_t words_of(ptrdiff_t depth, int pairs) { return pairs ? (depth + 1) / 2 : depth; }
+
+/* Cuts n into equal blocks of at most `largest`, multiples of `unit`. */
+static ptrdiff_t block_size(ptrdiff_t n, ptrdiff_t largest, ptrdiff_t unit) { return round_up(ceil_div(n, ceil_div(n, largest)), unit); }
+
+/* Groups that have outputs, with their sizes and rows. */
+static void plan_groups(gemm_plan *plan) {
+  const gemm_job *job = &plan->job;
+  plan->groups = moe_scratch(plan->ctx, 0, (size_t)(job->groups > 0 ? job->groups : 1) * sizeof(gemm_group));
+  plan->count = 0;
+  for (ptrdiff_t e = 0; e < job->groups; e++) {
+    gemm_group g = {.expert = e};
+    g.row = job->offsets ? job->offsets[e] : 0;
+    g.rows = job->offsets ? job->offsets[e + 1] - g.row : job->rows;
+    g.I = job->kind == GEMM_FORWARD ? g.rows : job->K;
+    g.J = job->kind == GEMM_INPUT ? g.rows : job->N;
+    g.R = job->kind == GEMM_FORWARD ? job->K : job->kind == GEMM_INPUT ? job->N : g.rows;
+    g.gemv = job->kind == GEMM_FORWARD && g.rows <= GEMV_ROWS;
+    if (g.I > 0 && g.J > 0) plan->groups[plan->count++] = g;
+  }
+}
+
+/* Chunks of all groups, with blocks of at most sizeI x sizeJ; gemv groups are cut by the bytes of w. */
+static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) {
+  ptrdiff_t chunks = 0;
+  for (ptrdiff_t i = 0; i < plan->count; i++) {
+    gemm_group *g = plan->groups + i;
+    g->firstChunk = chunks;
+    if (g->gemv) {
+      const ptrdiff_t vectors = ceil_div(g->J, VL), bytes = VL * (plan->job.K + 1) * (ptrdiff_t)dtype_size(plan->job.wType);
+      ptrdiff_t each = ceil_div(vectors, 4 * ENOUGH_CHUNKS);
+      if (each * bytes > GEMV_CHUNK_BYTES) each = GEMV_CHUNK_BYTES / bytes > 0 ? GEMV_CHUNK_BYTES / bytes : 1;
+      g->sizeI = g->rows;
+      g->sizeJ = each * VL;
+    } else {
+      g->sizeI = block_size(g->I, sizeI, PANEL_ROWS);
+      g->sizeJ = block_size(g->J, sizeJ, 12); /* a multiple of most tile widths */
+    }
+    g->blocksI = ceil_div(g->I, g->sizeI);
+    g->blocksJ = ceil_div(g->J, g->sizeJ);
+    chunks += g->blocksI * g->blocksJ;
+  }
+  return chunks;
+}
+
+/* Rows that are made ready once for all chunks of a group: panels of forward, and what gemv reads. */
+static void plan_packs(gemm_plan *plan) {
+  const gemm_job *job = &plan->job;
+  size_t floats = 0;
+  plan->packs = 0;
+  if (job->kind != GEMM_FORWARD) return;
+  for (ptrdiff_t i = 0; i < plan->count; i++) floats += (size_t)(round_up(plan->groups[i].rows, VL) * round_up(job->K, VL));
+  const int all = floats * sizeof(float) <= SHARED_PANEL_BYTES;
+  float *next = moe_scratch(plan->ctx, 1, (all ? floats : (size_t)(plan->count * GEMV_ROWS * round_up(job->K, VL))) * sizeof(float));
+  for (ptrdiff_t i = 0; i < plan->count; i++) {
+    gemm_group *g = plan->groups + i;
+    g->firstPack = plan->packs;
+    if ((!all && !g->gemv) || (g->gemv && job->xType == MOE_F32)) continue;
+    g->prepared = next;
+    next += (g->gemv ? g->rows : round_up(g->rows, VL)) * round_up(job->K, VL);
+    plan->packs += ceil_div(g->rows, PANEL_ROWS);
+  }
+}
+
+static void plan_job(gemm_plan *plan) {
+  const gemm_job *job = &plan->job;
+  ptrdiff_t sizeI = BLOCK_I, sizeJ = BLOCK_J;
+  plan->pairs = MOE_PAIRS && (job->kind == GEMM_INPUT || job->xType == MOE_BF16) && (job->kind == GEMM_WEIGHT || job->wType == MOE_BF16) &&
+                (job->kind == GEMM_FORWARD || job->yType == MOE_BF16);
+  plan_groups(plan);
+  while ((plan->chunks = plan_chunks(plan, sizeI, sizeJ)) < ENOUGH_CHUNKS) {
+    if (sizeJ > 48) sizeJ /= 2;
+    else if (sizeI > 64) sizeI /= 2;
+    else break;
+  }
+  plan_packs(plan);
+}
+
+/* The group of a chunk (or of a packing task): the last one that starts at or before it. */
+static const gemm_group *group_of(const gemm_plan *plan, ptrdiff_t number, int packing) {
+  ptrdiff_t low = 0, high = plan->count - 1;
+  while (low < high) {
+    const ptrdiff_t middle = (low + high + 1) / 2;
+    const gemm_group *g = plan->groups + middle;
+    if ((packing ? g->firstPack : g->firstChunk) <= number) low = middle;
+    else high = middle - 1;
+  }
+  return plan->groups + low;
+}
+#endif

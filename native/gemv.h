@@ -1,0 +1,112 @@
+/*
+ * Few rows times a matrix: y[m][n] = chain over k of x[m][k] * w[n][k], for at most GEMV_ROWS rows m. The speed of decoding.
+ *
+ * Such a product is bound by reading w once, but each output must still be one chain over k ascending, so lanes cannot split
+ * k. Instead VL rows of w stream side by side, VL x VL blocks are transposed in registers, and lanes run over n.
+ * bf16 is transposed as 32-bit words (two k at a time) and widened afterwards, or (AVX-512 BF16, x also bf16) used in pairs.
+ */
+#ifndef MOE_GEMV_H
+#define MOE_GEMV_H
+#include "gemm_micro.h"
+
+enum { GEMV_F32 = 0, GEMV_BF16 = 1, GEMV_PAIRS = 2 };
+#if defined(__AVX512F__)
+enum { GEMV_ROWS = 8, GEMV_AHEAD = 1024 };
+#else
+enum { GEMV_ROWS = 4, GEMV_AHEAD = 512 };
+#endif
+
+/* One transposed vector of w: `index` counts floats of x's row, that is k, or pairs of k. */
+MOE_INLINE void gemv_step(const int M, const int mode, vf *acc, vf w, const float *x, ptrdiff_t ldx, ptrdiff_t index) {
+  if (mode == GEMV_BF16) {
+    const vf low = v_bf16_low(w), high = v_bf16_high(w);
+    MOE_UNROLL(8)
+    for (int m = 0; m < M; m++) acc[m] = v_fma(low, v_set1(x[m * ldx + 2 * index]), acc[m]);
+    MOE_UNROLL(8)
+    for (int m = 0; m < M; m++) acc[m] = v_fma(high, v_set1(x[m * ldx + 2 * index + 1]), acc[m]);
+  } else {
+    MOE_UNROLL(8)
+    for (int m = 0; m < M; m++) {
+      const vf value = v_set1(x[m * ldx + index]);
+      acc[m] = mode == GEMV_PAIRS ? v_pair_fma(w, value, acc[m]) : v_fma(w, value, acc[m]);
+    }
+  }
+}
+
+/* The ragged parts: fewer than VL rows of w, or fewer than a block's worth of k. */
+MOE_INLINE void gemv_ragged(const int M, const int mode, vf *acc, const char *w, ptrdiff_t stride, int rows, ptrdiff_t bytes, const float *x, ptrdiff_t ldx, ptrdiff_t index) {
+  float block[VL][VL];
+  vf t[VL];
+  __builtin_memset(block, 0, sizeof block);
+  for (int i = 0; i < rows; i++) __builtin_memcpy(block[i], w + i * stride, (size_t)bytes);
+  for (int i = 0; i < VL; i++) t[i] = v_load(block[i]);
+  v_transpose(t);
+  for (int i = 0; i < VL; i++) v_store(block[i], t[i]);
+  for (int i = 0; i < bytes / 4; i++) gemv_step(M, mode, acc, v_load(block[i]), x, ldx, index + i);
+  if (bytes % 4 == 0) return;
+  /* An odd last bf16: its partner in the word is no element, so it must not enter the chain (pairs have a zero there). */
+  const ptrdiff_t last = index + bytes / 4;
+  const vf word = v_load(block[bytes / 4]);
+  if (mode == GEMV_PAIRS) gemv_step(M, mode, acc, word, x, ldx, last);
+  else
+    for (int m = 0; m < M; m++) acc[m] = v_fma(v_bf16_low(word), v_set1(x[m * ldx + 2 * last]), acc[m]);
+}
+
+/* acc[m][VL] for `rows` (at most VL) rows of w, `rowBytes` long; x[m] is f32 or words of pairs, ldx apart. */
+MOE_INLINE void gemv_block(const int M, const int mode, float *out, const char *w, ptrdiff_t rowBytes, int rows, const float *x, ptrdiff_t ldx) {
+  vf acc[8];
+  ptrdiff_t at = 0, index = 0;
+  const ptrdiff_t step = VL * 4;
+  MOE_UNROLL(8)
+  for (int m = 0; m < M; m++) acc[m] = v_zero();
+  if (rows == VL) {
+    for (; at + step <= rowBytes; at += step, index += VL) {
+      vf t[VL];
+      MOE_UNROLL(4)
+      for (int g = 0; g < VL; g += 4) {
+        const char *p = w + g * rowBytes + at;
+        MOE_UNROLL(4)
+        for (int i = 0; i < 4; i++) {
+          t[g + i] = v_load((const float *)(const void *)(p + i * rowBytes));
+          v_prefetch(p + i * rowBytes + GEMV_AHEAD);
+        }
+      }
+      v_transpose(t);
+      MOE_UNROLL(16)
+      for (int i = 0; i < VL; i++) gemv_step(M, mode, acc, t[i], x, ldx, index + i);
+    }
+  }
+  for (; at < rowBytes; at += step, index += VL)
+    gemv_ragged(M, mode, acc, w + at, rowBytes, rows, rowBytes - at < step ? rowBytes - at : step, x, ldx, index);
+  MOE_UNROLL(8)
+  for (int m = 0; m < M; m++) v_store(out + m * VL, acc[m]);
+}
+
+typedef void gemv_function(float *out, const char *w, ptrdiff_t rowBytes, int rows, const float *x, ptrdiff_t ldx);
+#define MOE_GEMV_ONE(M, mode) \
+  static void gemv_##M##_##mode(float *out, const char *w, ptrdiff_t rowBytes, int rows, const float *x, ptrdiff_t ldx) { gemv_block(M, mode, out, w, rowBytes, rows, x, ldx); }
+#if defined(__AVX512F__)
+#define MOE_GEMV_SET(mode) \
+  MOE_GEMV_ONE(1, mode) MOE_GEMV_ONE(2, mode) MOE_GEMV_ONE(3, mode) MOE_GEMV_ONE(4, mode) MOE_GEMV_ONE(5, mode) MOE_GEMV_ONE(6, mode) MOE_GEMV_ONE(7, mode) MOE_GEMV_ONE(8, mode)
+#define MOE_GEMV_NAMES(mode) {gemv_1_##mode, gemv_2_##mode, gemv_3_##mode, gemv_4_##mode, gemv_5_##mode, gemv_6_##mode, gemv_7_##mode, gemv_8_##mode}
+#else
+#define MOE_GEMV_SET(mode) MOE_GEMV_ONE(1, mode) MOE_GEMV_ONE(2, mode) MOE_GEMV_ONE(3, mode) MOE_GEMV_ONE(4, mode)
+#define MOE_GEMV_NAMES(mode) {gemv_1_##mode, gemv_2_##mode, gemv_3_##mode, gemv_4_##mode}
+#endif
+MOE_GEMV_SET(0)
+MOE_GEMV_SET(1)
+#if MOE_PAIRS
+MOE_GEMV_SET(2)
+#endif
+
+/* The function for `rows` rows of x (1..GEMV_ROWS). */
+static gemv_function *gemv_choose(ptrdiff_t rows, int mode) {
+  static gemv_function *const f32[] = MOE_GEMV_NAMES(0);
+  static gemv_function *const bf16[] = MOE_GEMV_NAMES(1);
+#if MOE_PAIRS
+  static gemv_function *const pairs[] = MOE_GEMV_NAMES(2);
+  if (mode == GEMV_PAIRS) return pairs[rows - 1];
+#endif
+  return mode == GEMV_F32 ? f32[rows - 1] : bf16[rows - 1];
+}
+#endif
