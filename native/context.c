@@ -254,6 +254,9 @@ MOE_EXPORT void moe_context_work(moe_context *ctx, int thread) { work_until_stop
 
 MOE_EXPORT void moe_context_set_caller_spins(moe_context *ctx, int spins) { ctx->caller_spins = spins; }
 
+/* How many threads the host really started, the caller among them. */
+MOE_EXPORT void moe_context_set_threads(moe_context *ctx, int num_threads) { ctx->num_threads = num_threads; }
+
 MOE_EXPORT void moe_context_destroy(moe_context *ctx) { stop_workers(ctx); }
 
 #else

@@ -320,6 +320,8 @@ int moe_heap_free(moe_heap *heap, void *pointer) {
 /* ---- exported ---- */
 
 MOE_EXPORT void *moe_alloc(moe_context *ctx, size_t bytes) { return moe_heap_alloc(&ctx->heap, bytes, 1); }
+/* For the host's own needs (stacks of WebAssembly threads): a block that no statistic shows. */
+MOE_EXPORT void *moe_alloc_uncounted(moe_context *ctx, size_t bytes) { return moe_heap_alloc(&ctx->heap, bytes, 0); }
 MOE_EXPORT int moe_free(moe_context *ctx, void *pointer) { return moe_heap_free(&ctx->heap, pointer); }
 /* As doubles, so that WebAssembly and JavaScript see one number: exact to 2^53. */
 MOE_EXPORT double moe_live_bytes(const moe_context *ctx) { return (double)ctx->heap.live; }

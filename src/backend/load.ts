@@ -34,6 +34,14 @@ async function createNative(request: BackendRequest): Promise<Backend> {
   return new NativeBackend(library, isa, request.numThreads);
 }
 
+/** With one thread where more do not start, which is then reported like an engine passed over. */
+async function createWasm(request: BackendRequest, passedOver: PassedOver[]): Promise<Backend> {
+  const [{ createWasmBackend }, { nodeHost }] = await Promise.all([import("./wasm/backend.ts"), import("./wasm/host-node.ts")]);
+  const backend = await createWasmBackend(nodeHost, request.numThreads);
+  if (backend.threadsReason !== undefined) passedOver.push({ engine: `wasm with ${request.numThreads} threads`, reason: backend.threadsReason });
+  return backend;
+}
+
 async function createReference(): Promise<Backend> {
   const { createReferenceBackend } = await import("./reference/index.ts");
   return createReferenceBackend();
@@ -43,10 +51,10 @@ async function create(engine: BackendName, request: BackendRequest, passedOver: 
   switch (engine) {
     case "native":
       return createNative(request);
+    case "wasm":
+      return createWasm(request, passedOver);
     case "reference":
       return createReference();
-    default:
-      throw new MoeError("internal", `unknown engine ${String(engine)} ${passedOver.length}`);
   }
 }
 
