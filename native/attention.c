@@ -1,0 +1,180 @@
+/*
+ * Softmax attention with online softmax (arXiv 2205.14135) and grouped query heads, forward. The backward is attention_backward.c.
+ *
+ * Legend: T queries, S keys, Hq query heads, Hkv key heads, D head dim; a group is the Hq / Hkv query heads of one key head.
+ * Query t sees keys lo[t]..hi[t]-1. One task is one key head and a tile of queries with the same keyBase; its rows are
+ * (query, head of the group), so the packed keys serve the whole group.
+ *
+ * A row's order, whatever tile it is in: blocks of 64 keys counted from keyBase; a score is one chain over d; a block's sum of
+ * exp is four vectors added pairwise and the lane tree; an output element is one chain over its visible keys ascending. Keys that a row does
+ * not see are never multiplied in, so what lies there (NaN, unwritten cache) does not matter; keys no row sees are not read.
+ */
+#include "moe_math.h"
+#include "tile.h"
+
+enum { BLOCK = 64, MAX_ROWS = 96, MAX_QUERIES = 48 };
+
+typedef struct {
+  moe_context *ctx;
+  void *out;
+  float *lse;
+  const void *q, *k, *v;
+  const int32_t *key_base, *key_end;
+  ptrdiff_t T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window;
+  float scale;
+  int dtype;
+  ptrdiff_t group, padded, num_tiles;
+  ptrdiff_t *tiles; /* num_tiles + 1 first queries */
+} attention_args;
+
+/* One task's working memory: parts of a thread's scratch. */
+typedef struct {
+  float *keys;   /* [D][64] */
+  float *values; /* [64][padded] */
+  float *q;      /* [rows][padded] */
+  float *p;      /* [rows][64] scores, then probabilities */
+  float *o;      /* [rows][padded] */
+  float *m, *l;  /* [rows] running maximum and sum */
+  ptrdiff_t lo[MAX_QUERIES], hi[MAX_QUERIES];
+} tile_memory;
+
+static ptrdiff_t queries_per_tile(ptrdiff_t group) { return moe_max(1, moe_min(MAX_QUERIES, MAX_ROWS / group)); }
+
+static void tile_memory_init(tile_memory *s, const attention_args *a, int thread) {
+  const ptrdiff_t rows = queries_per_tile(a->group) * a->group, padded = a->padded;
+  float *next = moe_thread_scratch(a->ctx, thread, (size_t)(padded * BLOCK * 2 + rows * (padded * 2 + BLOCK) + (rows + 16) * 2) * sizeof(float));
+  s->keys = next;
+  s->values = s->keys + padded * BLOCK;
+  s->q = s->values + padded * BLOCK;
+  s->o = s->q + rows * padded;
+  s->p = s->o + rows * padded;
+  s->m = s->p + rows * BLOCK;
+  s->l = s->m + rows + 16;
+}
+
+/* Scores of one row in one block (keys from..to-1 of 64 visible) become probabilities; returns the factor for what was summed before. */
+VFN float softmax_step(float *p, ptrdiff_t from, ptrdiff_t to, float scale, float *m, float *l) {
+  const float none = -__builtin_inff();
+  v16 s[4];
+  MOE_UNROLL
+  for (int c = 0; c < 4; c++) {
+    s[c] = v_mul(v_load(p + 16 * c), v_set(scale));
+    if (from > 0 || to < BLOCK) s[c] = v_keep(s[c], (int)moe_min(16, moe_max(0, from - 16 * c)), (int)moe_min(16, moe_max(0, to - 16 * c)), none);
+  }
+  float largest = v_largest(v_max(v_max(s[0], s[1]), v_max(s[2], s[3]))), before = *m;
+  largest = before > largest ? before : largest;
+  MOE_UNROLL
+  for (int c = 0; c < 4; c++) {
+    s[c] = v_exp(v_sub(s[c], v_set(largest)));
+    v_store(p + 16 * c, s[c]);
+  }
+  float sum = v_sum(v_add(v_add(s[0], s[1]), v_add(s[2], s[3]))), factor = largest == before ? 1.0f : moe_exp(before - largest);
+  *m = largest;
+  *l = *l * factor + sum;
+  return factor;
+}
+
+/* o[rows] += p . values over keys first..last-1 of the block, for rows of one register tile; each row over its own keys only. */
+VFN void add_values(const attention_args *a, tile_memory *s, const float *values, ptrdiff_t value_stride, ptrdiff_t start, ptrdiff_t row, ptrdiff_t rows) {
+  const ptrdiff_t padded = a->padded, vectors = padded / 16;
+  ptrdiff_t from = 0, to = BLOCK;
+  for (ptrdiff_t r = row; r < row + rows; r++) {
+    from = moe_max(from, s->lo[r / a->group] - start);
+    to = moe_min(to, s->hi[r / a->group] - start);
+  }
+  const int shared = from < to;
+  if (!shared) from = to = BLOCK;
+  for (ptrdiff_t r = row; r < row + rows; r++) {
+    ptrdiff_t first = moe_max(0, s->lo[r / a->group] - start), last = moe_min(from, moe_min(BLOCK, s->hi[r / a->group] - start));
+    if (first < last) tile_multiply(s->o + r * padded, padded, s->p + r * BLOCK + first, BLOCK, 1, values + first * value_stride, value_stride, 1, vectors, last - first, 1);
+  }
+  if (!shared) return;
+  tile_multiply(s->o + row * padded, padded, s->p + row * BLOCK + from, BLOCK, 1, values + from * value_stride, value_stride, rows, vectors, to - from, 1);
+  for (ptrdiff_t r = row; r < row + rows; r++) {
+    ptrdiff_t last = moe_min(BLOCK, s->hi[r / a->group] - start);
+    if (to < last) tile_multiply(s->o + r * padded, padded, s->p + r * BLOCK + to, BLOCK, 1, values + to * value_stride, value_stride, 1, vectors, last - to, 1);
+  }
+}
+
+/* Queries i0..i1-1 of the tile against the keys first..last-1 of the block that begins at key `start`. */
+VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, ptrdiff_t start, ptrdiff_t first, ptrdiff_t last, ptrdiff_t i0, ptrdiff_t i1, int dtype) {
+  const ptrdiff_t group = a->group, padded = a->padded, D = a->D, v0 = first / 16 * 16;
+  const void *k = at(a->k, start * a->k_stride + head * D, dtype), *v = at(a->v, start * a->v_stride + head * D, dtype);
+  pack_transposed(s->keys, k, a->k_stride, first, last, D, dtype);
+  tile_multiply(s->p + i0 * group * BLOCK + v0, BLOCK, s->q + i0 * group * padded, padded, 1, s->keys + v0, BLOCK, (i1 - i0) * group, (last - v0 + 15) / 16, D, 0);
+  for (ptrdiff_t r = i0 * group; r < i1 * group; r++) {
+    ptrdiff_t from = moe_max(0, s->lo[r / group] - start), to = moe_min(BLOCK, s->hi[r / group] - start);
+    if (from >= to) continue;
+    float factor = softmax_step(s->p + r * BLOCK, from, to, a->scale, s->m + r, s->l + r);
+    if (factor == 1.0f) continue;
+    for (ptrdiff_t d = 0; d < padded; d += 16) v_store(s->o + r * padded + d, v_mul(v_load(s->o + r * padded + d), v_set(factor)));
+  }
+  const float *values = v;
+  ptrdiff_t value_stride = a->v_stride;
+  if (dtype == MOE_BF16 || padded != D) {
+    pack_rows(s->values + first * padded, padded, at(v, first * a->v_stride, dtype), a->v_stride, last - first, D, dtype);
+    values = s->values;
+    value_stride = padded;
+  }
+  for (ptrdiff_t r = i0 * group; r < i1 * group; r += TILE_ROWS) add_values(a, s, values, value_stride, start, r, moe_min(TILE_ROWS, i1 * group - r));
+}
+
+VFN void finish_tile(const attention_args *a, const tile_memory *s, ptrdiff_t head, ptrdiff_t t0, ptrdiff_t queries, int dtype) {
+  for (ptrdiff_t r = 0; r < queries * a->group; r++) {
+    const ptrdiff_t t = t0 + r / a->group, h = head * a->group + r % a->group;
+    const int empty = s->lo[r / a->group] >= s->hi[r / a->group];
+    const v16 inverse = v_set(empty ? 0.0f : 1.0f / s->l[r]);
+    for (ptrdiff_t d = 0; d < a->D; d += 16) put(a->out, (t * a->Hq + h) * a->D + d, v_step(a->D - d), v_mul(v_load(s->o + r * a->padded + d), inverse), dtype);
+    if (a->lse) a->lse[h * a->T + t] = empty ? -__builtin_inff() : (float)((double)s->m[r] + moe_log((double)s->l[r]));
+  }
+}
+
+VFN void attend_tile(const attention_args *a, tile_memory *s, ptrdiff_t head, ptrdiff_t t0, ptrdiff_t queries, int dtype) {
+  const ptrdiff_t group = a->group, padded = a->padded, D = a->D, base = a->key_base[t0];
+  ptrdiff_t first = a->S, last = 0;
+  for (ptrdiff_t i = 0; i < queries; i++) {
+    s->hi[i] = moe_min(a->S, a->key_end[t0 + i]);
+    s->lo[i] = a->window > 0 ? moe_max(base, s->hi[i] - a->window) : base;
+    if (s->lo[i] < s->hi[i]) {
+      first = moe_min(first, s->lo[i]);
+      last = moe_max(last, s->hi[i]);
+    }
+    pack_rows(s->q + i * group * padded, padded, at(a->q, (t0 + i) * a->q_stride + head * group * D, dtype), D, group, D, dtype);
+  }
+  for (ptrdiff_t r = 0; r < queries * group; r++) {
+    s->m[r] = -__builtin_inff();
+    s->l[r] = 0.0f;
+  }
+  __builtin_memset(s->o, 0, (size_t)(queries * group * padded) * sizeof(float));
+  ptrdiff_t i0 = 0, i1 = 0;
+  for (ptrdiff_t start = base + (first - base) / BLOCK * BLOCK; start < last; start += BLOCK) {
+    while (i0 < queries && s->hi[i0] <= start) i0++;
+    while (i1 < queries && s->lo[i1] < start + BLOCK) i1++;
+    if (i0 < i1) attend_block(a, s, head, start, moe_max(0, s->lo[i0] - start), moe_min(BLOCK, s->hi[i1 - 1] - start), i0, i1, dtype);
+  }
+  finish_tile(a, s, head, t0, queries, dtype);
+}
+
+static void attention_task(void *argument, ptrdiff_t chunk, int thread) {
+  const attention_args *a = argument;
+  /* Late tiles see most keys: they go first, so that the last task is a short one. */
+  const ptrdiff_t tile = a->num_tiles - 1 - chunk / a->Hkv, head = chunk % a->Hkv, t0 = a->tiles[tile], queries = a->tiles[tile + 1] - t0;
+  tile_memory s;
+  tile_memory_init(&s, a, thread);
+  if (a->dtype == MOE_BF16) attend_tile(a, &s, head, t0, queries, MOE_BF16);
+  else attend_tile(a, &s, head, t0, queries, MOE_F32);
+}
+
+/*
+ * out[T,Hq,D] (dtype), lse[Hq,T] (f32, may be 0) from q[T,Hq,D], k and v[S,Hkv,D] (dtype, rows strides apart, elements),
+ * keyBase and keyEnd i32[T]; window 0 for none. Hq is a multiple of Hkv. A query without keys: zeros, lse -inf.
+ */
+void MOE_KERNEL(attention_forward)(moe_context *ctx, void *out, float *lse, const void *q, const void *k, const void *v, const int32_t *key_base, const int32_t *key_end, ptrdiff_t T, ptrdiff_t S, ptrdiff_t Hq, ptrdiff_t Hkv, ptrdiff_t D, ptrdiff_t q_stride, ptrdiff_t k_stride, ptrdiff_t v_stride, ptrdiff_t window, float scale, int dtype) {
+  if (T <= 0 || Hq <= 0 || Hkv <= 0 || D <= 0) return;
+  attention_args a = {ctx, out, lse, q, k, v, key_base, key_end, T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window, scale, dtype, Hq / Hkv, (D + 15) / 16 * 16, 0, 0};
+  a.tiles = moe_scratch(ctx, 0, (size_t)(T + 1) * sizeof(ptrdiff_t));
+  const ptrdiff_t most = queries_per_tile(a.group);
+  for (ptrdiff_t t = 0, begin = 0; t <= T; t++)
+    if (t == 0 || t == T || t - begin == most || key_base[t] != key_base[t - 1]) a.tiles[t == T ? a.num_tiles : a.num_tiles++] = begin = t;
+  moe_parallel_for(ctx, a.num_tiles * Hkv, attention_task, &a);
+}
