@@ -143,6 +143,10 @@ export class Tape implements Disposable {
     this.#grads.delete(x.valueId);
     return grad;
   }
+  /** Number of values whose gradient is waiting: for their nodes to run, or to be taken. */
+  get numGrads(): number {
+    return this.#grads.size;
+  }
   #unshared(valueId: number, grad: Tensor): Tensor {
     if (grad.storage.references === 1) return grad;
     const copy = this.engine.detached(grad.shape, grad.dtype);
@@ -217,6 +221,7 @@ export class Tape implements Disposable {
  * Activation recomputation: runs `fn` without recording, keeps only its inputs, and runs it again in the backward pass.
  * `fn` must be a pure function of `inputs` and of parameters (random numbers keyed by step, not drawn from a stream), and
  * must change none of its inputs in place. Other tensors that it uses must live until the backward pass: give them as inputs.
+ * A differentiable one that is neither input nor parameter makes the backward throw `internal`.
  */
 export function recompute(engine: Engine, inputs: readonly Tensor[], fn: (inputs: readonly Tensor[]) => Tensor): Tensor {
   const [output] = recomputeMany(engine, inputs, (again) => [fn(again)]);
@@ -243,6 +248,8 @@ export function recomputeMany(engine: Engine, inputs: readonly Tensor[], fn: (in
       using grad = inner.takeGrad(input);
       if (grad !== null) tape.addGrad(input, grad);
     }
+    // What is left belongs to values from outside that the span used without naming them: it would be lost.
+    if (inner.numGrads > 0) throw new MoeError("internal", `recompute: the span uses ${inner.numGrads} differentiable tensors that are neither inputs nor parameters`);
   });
   return outputs;
 }

@@ -102,7 +102,7 @@ export class Tensor implements Disposable {
   view(...shape: number[]): Tensor {
     const known = shape.reduce((n, size) => (size === -1 ? n : n * size), 1);
     const resolved = shape.map((size) => (size === -1 ? (known === 0 ? 0 : this.size / known) : size));
-    if (numElements(resolved) !== this.size || shape.filter((size) => size === -1).length > 1) {
+    if (numElements(resolved) !== this.size || !resolved.every(Number.isInteger) || shape.filter((size) => size === -1).length > 1) {
       throw new MoeError("shape", `view of [${this.shape.join(", ")}] as [${shape.join(", ")}]: element counts differ`);
     }
     return this.#share(this.byteOffset, resolved, this.valueId);
