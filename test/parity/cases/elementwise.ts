@@ -11,7 +11,7 @@ type FloatType = (typeof dtypes)[number];
 const sum = (terms: number) => ({ kind: "sum", terms }) as const;
 const exact = { kind: "exact" } as const;
 
-function arithmeticCases(n: number, dtype: FloatType): Case[] {
+export function arithmeticCases(n: number, dtype: FloatType): Case[] {
   const random = new Random(n + 11);
   const a = random.normal(n, dtype);
   const b = input(dtype, random.normal(n, dtype));

@@ -24,7 +24,7 @@ export function rmsNormForwardCase(M: number, H: number, dtype: FloatType, withR
   };
 }
 
-function rmsNormBackwardCase(M: number, H: number, dtype: FloatType, withDw: boolean, accumulate: number): Case {
+export function rmsNormBackwardCase(M: number, H: number, dtype: FloatType, withDw: boolean, accumulate: number): Case {
   const random = new Random(M * 1013 + H);
   const dy = random.normal(M * H, dtype);
   const x = random.normal(M * H, dtype);
@@ -134,14 +134,14 @@ function ropeCases(): Case[] {
 /** Values below this may be flushed to zero on the way (exp underflows there). */
 const tiny = 1e-36;
 
-function swigluForwardCase(n: number, dtype: FloatType, scale: number): Case {
+export function swigluForwardCase(n: number, dtype: FloatType, scale: number): Case {
   const random = new Random(n + 5);
   const gate = input(dtype, random.normal(n, dtype, scale));
   const up = input(dtype, random.normal(n, dtype));
   return { kernel: "swigluForward", title: `n${n} ${dtype} scale ${scale}`, args: [output(dtype, n, { kind: "within", relative: 10 * u, absolute: tiny }), gate, up, n, { dtypeOf: gate }] };
 }
 
-function swigluBackwardCase(n: number, dtype: FloatType, scale: number, mode: "overwrite" | "accumulate" | "in place"): Case {
+export function swigluBackwardCase(n: number, dtype: FloatType, scale: number, mode: "overwrite" | "accumulate" | "in place"): Case {
   const random = new Random(n + 7);
   const gates = random.normal(n, dtype, scale);
   const ups = random.normal(n, dtype);
@@ -173,7 +173,7 @@ function activationCases(): Case[] {
   ]);
 }
 
-function embeddingCase(M: number, H: number, V: number, dtype: FloatType): Case[] {
+export function embeddingCase(M: number, H: number, V: number, dtype: FloatType): Case[] {
   const random = new Random(M * 1009 + H * 31 + V);
   // Some ids repeat; some lie outside the table on both sides.
   const ids = random.integers(M, -1, V);

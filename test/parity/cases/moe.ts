@@ -10,7 +10,7 @@ import { runCase } from "../harness/run.ts";
 const dtypes = ["f32", "bf16"] as const;
 const exact = { kind: "exact" } as const;
 
-function crossEntropyCase(M: number, V: number, scale: number, gradient: "none" | "separate" | "in place"): Case {
+export function crossEntropyCase(M: number, V: number, scale: number, gradient: "none" | "separate" | "in place"): Case {
   const random = new Random(M * 1009 + V);
   const logits = random.normal(M * V, "f32", scale);
   const targets = random.integers(M, -1, V - 1);
@@ -27,7 +27,7 @@ function crossEntropyCase(M: number, V: number, scale: number, gradient: "none" 
   };
 }
 
-function rowCases(M: number, N: number, scale: number): Case[] {
+export function rowCases(M: number, N: number, scale: number): Case[] {
   const random = new Random(M * 1013 + N);
   const values = random.normal(M * N, "f32", scale);
   const ties = random.integers(M * N, -2, 2);
@@ -170,7 +170,7 @@ export function dispatchPlanCase(shape: DispatchShape): Case {
 }
 
 /** Moving rows there and back, on the plan that the reference makes. */
-function movementCases(shape: DispatchShape, H: number): Case[] {
+export function movementCases(shape: DispatchShape, H: number): Case[] {
   const { T, k } = shape;
   const [, rowToken = new Float64Array(), slots = new Float64Array()] = outputsOf(dispatchPlanCase(shape));
   const R = rowToken.length;

@@ -1,0 +1,227 @@
+/**
+ * A row's bits depend on nothing but the row: not on how many others there are, where it stands, or which kernel of a family computes it.
+ * This is what makes a prompt decode to the same tokens alone and in a batch, in one chunk and in many. Bit for bit, on every engine.
+ */
+import { expect, test } from "vitest";
+import type { Backend } from "../../src/backend/backend.ts";
+import type { KernelName } from "../../src/backend/kernels.ts";
+import type { Types } from "./cases/linear.ts";
+import type { AttentionInputs, AttentionShape } from "./cases/attention.ts";
+import { attentionInputs, causal, packed } from "./cases/attention.ts";
+import type { Argument, Operand } from "./harness/operands.ts";
+import { elementWidth, input, output } from "./harness/operands.ts";
+import { Random } from "./harness/random.ts";
+import { runCase } from "./harness/run.ts";
+import { onEveryEngine } from "./harness/suite.ts";
+
+const fresh = (type: Operand["type"], count: number): Operand => output(type, count, { kind: "exact" });
+const allTypes: readonly Types[] = [["f32", "f32", "f32"], ["bf16", "bf16", "bf16"], ["f32", "bf16", "bf16"], ["f32", "f32", "bf16"], ["bf16", "f32", "f32"]];
+
+/** Runs a kernel; its outputs as bytes, in argument order. */
+function call(backend: Backend, kernel: KernelName, args: readonly Argument[]): Uint8Array[] {
+  return [...runCase(backend, { kernel, title: "row", args }).values()].map(({ bytes }) => bytes);
+}
+
+/** Row r of outputs that have `rows` rows each. */
+function rowOf(outputs: readonly Uint8Array[], rows: number, r: number): Buffer {
+  return Buffer.concat(outputs.map((bytes) => bytes.subarray((r * bytes.length) / rows, ((r + 1) * bytes.length) / rows)));
+}
+
+/**
+ * Expects `compute` of any choice of rows to give the rows of `compute` of all: each alone, neighbouring ones, and all in another order.
+ */
+function expectRowsAlone(rows: number, compute: (rows: readonly number[]) => Uint8Array[]): void {
+  const whole = compute(Array.from({ length: rows }, (_, r) => r));
+  const choices = [[0], [rows - 1], [Math.floor(rows / 2)], ...[2, 3, 5, 9, 17].map((length) => Array.from({ length: Math.min(length, rows) }, (_, i) => (i * 7 + length) % rows)), new Random(rows).permutation(rows)];
+  for (const choice of choices) {
+    const part = compute(choice);
+    for (const [i, r] of choice.entries()) {
+      expect(rowOf(part, choice.length, i).equals(rowOf(whole, rows, r)), `row ${r} as ${i} of ${choice.length}`).toBe(true);
+    }
+  }
+}
+
+/** Rows `choice` of a matrix with `width` columns. */
+function take(values: Float64Array, width: number, choice: readonly number[]): Float64Array {
+  return Float64Array.from(choice.flatMap((r) => [...values.subarray(r * width, (r + 1) * width)]));
+}
+
+const linearShapes = [[40, 67, 131], [19, 130, 8], [33, 5, 1100], [70, 96, 64]] as const;
+
+await onEveryEngine((_, open) => {
+  test("linearForward gives a row the same bits whatever the other rows", () => {
+    for (const [M, N, K] of linearShapes) {
+      for (const [outType, xType, wType] of allTypes) {
+        const random = new Random(M + N + K);
+        const xs = random.normal(M * K, xType);
+        const w = input(wType, random.normal(N * K, wType));
+        const bias = input("f32", random.normal(N));
+        expectRowsAlone(M, (choice) => {
+          const x = input(xType, take(xs, K, choice));
+          const out = fresh(outType, choice.length * N);
+          return call(open(2), "linearForward", [out, x, w, bias, choice.length, N, K, { dtypeOf: x }, { dtypeOf: w }, { dtypeOf: out }]);
+        });
+      }
+    }
+  });
+
+  test("linearBackwardInput gives a row the same bits whatever the other rows", () => {
+    for (const [M, N, K] of linearShapes) {
+      for (const [dxType, dyType, wType] of allTypes) {
+        const random = new Random(M + N + K);
+        const dys = random.normal(M * N, dyType);
+        const w = input(wType, random.normal(N * K, wType));
+        expectRowsAlone(M, (choice) => {
+          const dy = input(dyType, take(dys, N, choice));
+          const dx = fresh(dxType, choice.length * K);
+          return call(open(2), "linearBackwardInput", [dx, dy, w, choice.length, N, K, { dtypeOf: dy }, { dtypeOf: w }, { dtypeOf: dx }, 0]);
+        });
+      }
+    }
+  });
+
+  test("grouped linear kernels give each expert the bits of the dense ones", () => {
+    const [N, K, E] = [67, 131, 5];
+    const groups = [3, 0, 1, 18, 9];
+    const offsets = groups.reduce<number[]>((all, count) => [...all, (all.at(-1) ?? 0) + count], [0]);
+    const R = offsets.at(-1) ?? 0;
+    for (const [outType, xType, wType] of allTypes) {
+      const random = new Random(E);
+      const [xs, dys, ws] = [random.normal(R * K, xType), random.normal(R * N, xType), random.normal(E * N * K, wType)];
+      const [x, dy, w, offset] = [input(xType, xs), input(xType, dys), input(wType, ws), input("i32", offsets)];
+      const [out, dx] = [fresh(outType, R * N), fresh(outType, R * K)];
+      const types: Argument[] = [{ dtypeOf: x }, { dtypeOf: w }, { dtypeOf: out }];
+      const grouped = {
+        out: call(open(2), "groupedLinearForward", [out, x, w, offset, E, N, K, ...types]),
+        dx: call(open(2), "groupedLinearBackwardInput", [dx, dy, w, offset, E, N, K, { dtypeOf: dy }, { dtypeOf: w }, { dtypeOf: dx }, 0]),
+        dw: call(open(2), "groupedLinearBackwardWeight", [fresh("f32", E * N * K), dy, x, offset, E, N, K, { dtypeOf: dy }, { dtypeOf: x }, 0]),
+      };
+      for (const [e, M] of groups.entries()) {
+        const first = offsets[e] ?? 0;
+        const [xOne, dyOne] = [input(xType, xs.subarray(first * K, (first + M) * K)), input(xType, dys.subarray(first * N, (first + M) * N))];
+        const wOne = input(wType, ws.subarray(e * N * K, (e + 1) * N * K));
+        const [outOne, dxOne] = [fresh(outType, M * N), fresh(outType, M * K)];
+        const dense = {
+          out: call(open(2), "linearForward", [outOne, xOne, wOne, 0, M, N, K, { dtypeOf: xOne }, { dtypeOf: wOne }, { dtypeOf: outOne }]),
+          dx: call(open(2), "linearBackwardInput", [dxOne, dyOne, wOne, M, N, K, { dtypeOf: dyOne }, { dtypeOf: wOne }, { dtypeOf: dxOne }, 0]),
+          dw: call(open(2), "linearBackwardWeight", [fresh("f32", N * K), dyOne, xOne, M, N, K, { dtypeOf: dyOne }, { dtypeOf: xOne }, 0]),
+        };
+        const width = elementWidth[outType];
+        expectPart(grouped.out, dense.out, first * N * width, `out of expert ${e}, ${outType}<-${xType}<-${wType}`);
+        expectPart(grouped.dx, dense.dx, first * K * width, `dx of expert ${e}, ${outType}<-${xType}<-${wType}`);
+        expectPart(grouped.dw, dense.dw, e * N * K * 4, `dw of expert ${e}, ${xType}`);
+      }
+    }
+  });
+
+  test("rmsNormForward, softmaxRows and argmaxRows give a row the same bits whatever the other rows", () => {
+    const [M, N] = [37, 101];
+    const random = new Random(N);
+    const w = input("f32", random.normal(N));
+    for (const type of ["f32", "bf16"] as const) {
+      const xs = random.normal(M * N, type);
+      expectRowsAlone(M, (choice) => {
+        const x = input(type, take(xs, N, choice));
+        return call(open(2), "rmsNormForward", [fresh(type, choice.length * N), fresh("f32", choice.length), x, w, choice.length, N, 1e-5, { dtypeOf: x }]);
+      });
+    }
+    const xs = random.normal(M * N);
+    expectRowsAlone(M, (choice) => call(open(2), "softmaxRows", [fresh("f32", choice.length * N), input("f32", take(xs, N, choice)), choice.length, N]));
+    expectRowsAlone(M, (choice) => call(open(2), "argmaxRows", [fresh("i32", choice.length), input("f32", take(xs, N, choice)), choice.length, N]));
+  });
+
+  test("crossEntropy gives a row the same bits whatever the other rows", () => {
+    const [M, V] = [37, 515];
+    const random = new Random(V);
+    const [logits, targets] = [random.normal(M * V), random.integers(M, -1, V - 1)];
+    expectRowsAlone(M, (choice) => {
+      const inputs = [input("f32", take(logits, V, choice)), input("i32", take(targets, 1, choice))];
+      return call(open(2), "crossEntropy", [fresh("f32", choice.length), fresh("f32", choice.length * V), ...inputs, choice.length, V, 0.3]);
+    });
+  });
+
+  test("routerForward gives a token the same bits whatever the other tokens", () => {
+    for (const normalize of [0, 1]) {
+      const [T, E, k] = [37, 19, 3];
+      const logits = new Random(E).normal(T * E);
+      expectRowsAlone(T, (choice) => {
+        const n = choice.length;
+        return call(open(2), "routerForward", [fresh("f32", n * E), fresh("f32", n * k), fresh("i32", n * k), input("f32", take(logits, E, choice)), n, E, k, normalize, 0, 1.5, 1e-6]);
+      });
+    }
+  });
+
+  test("swigluForward gives an element the same bits wherever it stands", () => {
+    for (const type of ["f32", "bf16"] as const) {
+      const n = 131;
+      const random = new Random(n);
+      const [gates, ups] = [random.normal(n, type, 3), random.normal(n, type)];
+      expectRowsAlone(n, (choice) => {
+        const gate = input(type, take(gates, 1, choice));
+        return call(open(2), "swigluForward", [fresh(type, choice.length), gate, input(type, take(ups, 1, choice)), choice.length, { dtypeOf: gate }]);
+      });
+    }
+  });
+
+  for (const type of ["f32", "bf16"] as const) {
+    test(`attentionForward in ${type} gives a query the same bits whole, in chunks, alone, and with its keys in a longer buffer`, () => {
+      for (const shape of attentionShapes) expectSameAttention(open(2), shape, type);
+    });
+  }
+});
+
+function expectPart(whole: readonly Uint8Array[], part: readonly Uint8Array[], offset: number, what: string): void {
+  const [all = new Uint8Array(), some = new Uint8Array()] = [whole[0], part[0]];
+  expect(Buffer.from(all.subarray(offset, offset + some.length)).equals(some), what).toBe(true);
+}
+
+const attentionShapes: readonly AttentionShape[] = [
+  { Hq: 4, Hkv: 2, D: 64, window: 0, gap: 0, ...causal(150) },
+  { Hq: 3, Hkv: 1, D: 17, window: 0, gap: 0, ...causal(70, 61) },
+  { Hq: 2, Hkv: 2, D: 32, window: 33, gap: 4, ...causal(140) },
+  { Hq: 2, Hkv: 1, D: 40, window: 0, gap: 0, ...packed([3, 77, 1, 66]) },
+];
+
+/** A span of queries, with the keys moved up by `shift` rows in a buffer that ends `tail` rows later. */
+interface Placement {
+  readonly from: number;
+  readonly to: number;
+  readonly shift: number;
+  readonly tail: number;
+}
+
+function attention(backend: Backend, shape: AttentionShape, inputs: AttentionInputs, type: "f32" | "bf16", { from, to, shift, tail }: Placement): Uint8Array[] {
+  const { Hq, Hkv, D, S, window, gap, keyBase, keyEnd } = shape;
+  const { qStride, kvStride, scale } = inputs;
+  const longer = (values: Float64Array): Operand => {
+    const moved = new Float64Array((S + shift + tail) * kvStride - gap).fill(3);
+    moved.set(values, shift * kvStride);
+    return input(type, moved);
+  };
+  const T = to - from;
+  const q = input(type, inputs.q.subarray(from * qStride, to * qStride - gap));
+  const ranges = [keyBase, keyEnd].map((rows) => input("i32", rows.slice(from, to).map((row) => row + shift)));
+  const args = [fresh(type, T * Hq * D), fresh("f32", Hq * T), q, longer(inputs.k), longer(inputs.v), ...ranges];
+  return call(backend, "attentionForward", [...args, T, S + shift + tail, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, { dtypeOf: q }]);
+}
+
+function expectSameAttention(backend: Backend, shape: AttentionShape, type: "f32" | "bf16"): void {
+  const inputs = attentionInputs(shape, type, shape.S);
+  const { Hq, D } = shape;
+  const { T } = inputs;
+  const [whole = new Uint8Array(), wholeLse = new Uint8Array()] = attention(backend, shape, inputs, type, { from: 0, to: T, shift: 0, tail: 0 });
+  const rowBytes = Hq * D * elementWidth[type];
+  const cuts = [0, 1, 2, 9, 40, 41, 65, T].filter((cut) => cut <= T);
+  const chunks = cuts.slice(1).map((to, i) => ({ from: cuts[i] ?? 0, to }));
+  for (const { from, to } of [...chunks, { from: 0, to: T }]) {
+    for (const [shift, tail] of [[0, 0], [0, 70], [37, 5], [64, 0]] as const) {
+      const [part = new Uint8Array(), lse = new Uint8Array()] = attention(backend, shape, inputs, type, { from, to, shift, tail });
+      const what = `queries ${from} to ${to} of ${T}, keys moved by ${shift}, ${tail} behind, D ${D}`;
+      expect(Buffer.from(whole.subarray(from * rowBytes, to * rowBytes)).equals(part), what).toBe(true);
+      for (let h = 0; h < Hq; h++) {
+        const want = Buffer.from(wholeLse.subarray((h * T + from) * 4, (h * T + to) * 4));
+        expect(want.equals(lse.subarray(h * (to - from) * 4, (h + 1) * (to - from) * 4)), `lse of ${what}`).toBe(true);
+      }
+    }
+  }
+}
