@@ -1,0 +1,65 @@
+/** From parameters by name to the modules of a layer. */
+import { hasExperts, windowOfLayer, type ModelConfig } from "../config/model.ts";
+import { Attention, Block, Experts, FeedForward, Linear, MoeBlock, RmsNorm, Router } from "../nn/index.ts";
+import type { Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
+import type { ParameterSpec } from "./parameters.ts";
+
+/** Parameters by name, with errors that say which one is wrong. */
+export class ParameterMap {
+  readonly #tensors: ReadonlyMap<string, Tensor>;
+
+  constructor(tensors: ReadonlyMap<string, Tensor>) {
+    this.#tensors = tensors;
+  }
+  get(name: string): Tensor {
+    const tensor = this.#tensors.get(name);
+    if (tensor === undefined) throw new MoeError("shape", `model parameters: expected ${name}, it is missing`);
+    return tensor;
+  }
+  /** The parameters must be exactly these. Throws `shape`. */
+  check(specs: readonly ParameterSpec[]): void {
+    for (const { name, shape, dtype } of specs) {
+      const { shape: got, dtype: gotDtype } = this.get(name);
+      if (got.join() === shape.join() && gotDtype === dtype) continue;
+      throw new MoeError("shape", `model parameters: expected ${name} [${shape.join(", ")}] ${dtype}, got [${got.join(", ")}] ${gotDtype}`);
+    }
+    const known = new Set(specs.map(({ name }) => name));
+    const extra = [...this.#tensors.keys()].filter((name) => !known.has(name));
+    if (extra.length > 0) throw new MoeError("shape", `model parameters: unexpected ${extra.join(", ")}`);
+  }
+}
+
+/** Layer `layer` (from 0) of a model. */
+export function buildLayer(parameters: ParameterMap, config: ModelConfig, layer: number): Block {
+  const get = (name: string): Tensor => parameters.get(`layers.${layer}.${name}`);
+  const norm = (name: string): RmsNorm => new RmsNorm(get(`${name}.weight`), config.normEps);
+  const projection = (name: string): Linear => new Linear(get(`attention.${name}.weight`), config.qkvBias ? get(`attention.${name}.bias`) : null);
+  const attention = new Attention(
+    {
+      query: projection("query"),
+      key: projection("key"),
+      value: projection("value"),
+      output: new Linear(get("attention.output.weight")),
+      queryNorm: config.qkNorm ? norm("attention.queryNorm") : null,
+      keyNorm: config.qkNorm ? norm("attention.keyNorm") : null,
+    },
+    { numHeads: config.numHeads, numKvHeads: config.numKvHeads, headDim: config.headDim, window: windowOfLayer(config, layer) },
+  );
+  return new Block({
+    attentionNorm: norm("attentionNorm"),
+    attention,
+    feedForwardNorm: norm("feedForwardNorm"),
+    feedForward: buildFeedForward(get, config, layer),
+  });
+}
+
+function buildFeedForward(get: (name: string) => Tensor, config: ModelConfig, layer: number): FeedForward | MoeBlock {
+  const { moe } = config;
+  if (moe === null || !hasExperts(config, layer)) {
+    return new FeedForward(new Linear(get("feedForward.gate.weight")), new Linear(get("feedForward.up.weight")), new Linear(get("feedForward.down.weight")));
+  }
+  const router = new Router(new Linear(get("moe.router.weight")), { topK: moe.topK, normalization: moe.gateNormalization });
+  const experts = new Experts(get("moe.experts.gate"), get("moe.experts.up"), get("moe.experts.down"));
+  return new MoeBlock(router, experts, moe.inputScale);
+}

@@ -1,0 +1,158 @@
+/**
+ * The decoder: embedding, layers, final norm, output head. Every supported family, dense or with experts, is this one class;
+ * the configuration says which parts a layer has.
+ *
+ * A forward pass takes a flat batch of tokens (`batch.ts`), with or without a KV cache. Under a tape it records, with any
+ * number of layers recomputed in the backward pass instead of kept. What the routers decided is returned, layer by layer, and
+ * whoever trains adds balance losses with coefficients of its own.
+ *
+ * Legend: T tokens, H hidden, V vocabulary, E experts.
+ */
+import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type CapacitySettings, type Routing } from "../nn/index.ts";
+import { balanceLoss, embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
+import type { Batch } from "./batch.ts";
+import { buildLayer, ParameterMap } from "./build.ts";
+import type { KvCache } from "./kv-cache.ts";
+import { initialParameters, parameterSpecs, type ModelDType } from "./parameters.ts";
+
+export interface ForwardOptions {
+  /** The cache whose `extend` made the batch. No gradient flows through it. */
+  readonly cache?: KvCache;
+  /** Drop tokens beyond an expert's capacity. Training only; absent: dropless. */
+  readonly capacity?: CapacitySettings | null;
+  /** Layers, from the first, whose activations are recomputed in the backward pass. */
+  readonly recomputeLayers?: number;
+}
+
+/** Routing of one layer with experts. */
+export interface LayerRouting extends Routing {
+  readonly layer: number;
+}
+export interface HiddenOutput {
+  /** [T, H] after the final norm, in the model's dtype. */
+  readonly hidden_TH: Tensor;
+  /** One entry a layer with experts, ascending. */
+  readonly routing: readonly LayerRouting[];
+}
+
+export interface LossOptions extends ForwardOptions {
+  /** Factor of the summed cross-entropy: 1 / (targets that count in the whole global batch). */
+  readonly scale: number;
+}
+export interface LossOutput extends HiddenOutput {
+  /** f32 [1]: scale * sum of the tokens' cross-entropies. A root of `backward`, with gradient 1. */
+  readonly loss: Tensor;
+  /** f32 [T]: unscaled, 0 where the target is negative. */
+  readonly perToken: Tensor;
+  /**
+   * f32 [1] for each entry of `routing`: its balance loss (arXiv 2406.06563, equation 4), not part of `loss`. To train on it, make it a
+   * root of `backward` with its coefficient as the gradient.
+   */
+  readonly balanceLosses: readonly Tensor[];
+}
+
+export class Decoder implements Disposable {
+  readonly engine: Engine;
+  readonly config: ModelConfig;
+  readonly dtype: ModelDType;
+  /** All parameters by our names, in the order of `parameterSpecs`. Owned by the decoder. */
+  readonly parameters: ReadonlyMap<string, Tensor>;
+  readonly #layers: readonly Block[];
+  readonly #norm: RmsNorm;
+  readonly #embedding: Tensor;
+  readonly #head: Tensor;
+  readonly #rotary: RotaryEmbedding;
+
+  /** Takes over `parameters`, which must be those of `parameterSpecs(config, dtype)`; throws `shape` otherwise. */
+  constructor(engine: Engine, config: ModelConfig, dtype: ModelDType, parameters: ReadonlyMap<string, Tensor>) {
+    const map = new ParameterMap(parameters);
+    map.check(parameterSpecs(config, dtype));
+    this.engine = engine;
+    this.config = config;
+    this.dtype = dtype;
+    this.parameters = parameters;
+    this.#embedding = map.get("embedding.weight");
+    this.#head = config.tiedEmbeddings ? this.#embedding : map.get("head.weight");
+    this.#layers = Array.from({ length: config.numLayers }, (_, layer) => buildLayer(map, config, layer));
+    this.#norm = new RmsNorm(map.get("norm.weight"), config.normEps);
+    const { ropeTheta: theta, headDim, ropeScaling: scaling, maxPositions } = config;
+    this.#rotary = new RotaryEmbedding(engine, { theta, headDim, scaling, maxPositions });
+  }
+
+  /** A model with fresh weights (see `initialParameters`). */
+  static initialize(engine: Engine, config: ModelConfig, { dtype, seed }: { dtype: ModelDType; seed: number }): Decoder {
+    const parameters = initialParameters(engine, parameterSpecs(config, dtype), { initStd: config.initStd, seed });
+    return new Decoder(engine, config, dtype, parameters);
+  }
+
+  /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
+  forwardHidden(batch: Batch, { cache, capacity = null, recomputeLayers = 0 }: ForwardOptions = {}): HiddenOutput {
+    if (cache !== undefined && this.engine.tape !== null) {
+      throw new MoeError("internal", "decoder: a forward pass with a KV cache under a tape: no gradient flows through cached keys");
+    }
+    const ropeTable = this.#rotary.forLength(batch.numPositions, { incremental: cache !== undefined });
+    const routing: LayerRouting[] = [];
+    let x_TH = embedding(this.#embedding, batch.ids);
+    for (const [layer, block] of this.#layers.entries()) {
+      const before_TH = x_TH;
+      const run = ([x, positions, keyBase, keyEnd, table]: readonly Tensor[]): Tensor[] => {
+        const input: AttentionInput = { positions: here(positions), keyBase: here(keyBase), keyEnd: here(keyEnd), ropeTable: here(table) };
+        return flatten(block.forward(here(x), input, cache?.layer(layer) ?? null, capacity));
+      };
+      const inputs = [x_TH, batch.positions, batch.keyBase, batch.keyEnd, ropeTable];
+      const outputs = layer < recomputeLayers ? recomputeMany(this.engine, inputs, run) : this.engine.scope(() => run(inputs));
+      x_TH = here(outputs[0]);
+      if (hasExperts(this.config, layer)) routing.push({ layer, ...unflatten(outputs) });
+      // Without a tape nobody needs the layer's input any more; with one, the tape keeps what it needs.
+      before_TH.dispose();
+    }
+    return { hidden_TH: this.#norm.forward(x_TH), routing };
+  }
+
+  /** f32 [T, V] from hidden states [T, H]: all of them, or the rows of interest. */
+  logits(hidden_TH: Tensor): Tensor {
+    return linear(hidden_TH, this.#head, null, { outDtype: "f32" });
+  }
+
+  /**
+   * Cross-entropy of `targets` (i32 [T]; a negative one does not count) and the routers' balance losses. Logits are never
+   * whole in memory. Throws `unsupported` under a tape where the configuration scores by the softmax of the chosen experts.
+   */
+  loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
+    if (this.config.moe?.scoring === "softmaxOfTopK" && this.engine.tape !== null) {
+      throw new MoeError("unsupported", "training with moe.scoring softmaxOfTopK (moe_use_skywork_gating true): balance losses see the softmax over all experts here");
+    }
+    const output = this.forwardHidden(batch, options);
+    const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });
+    return { ...output, loss, perToken, balanceLosses: output.routing.map(({ probs_TE }) => balanceLoss(probs_TE)) };
+  }
+
+  /** Bytes of all parameters. */
+  get numBytes(): number {
+    let bytes = 0;
+    for (const tensor of this.parameters.values()) bytes += tensor.byteLength;
+    return bytes;
+  }
+  /** Frees the parameters, their gradients and the rotary table. */
+  [Symbol.dispose](): void {
+    this.#rotary[Symbol.dispose]();
+    for (const tensor of this.parameters.values()) {
+      tensor.parameter?.grad?.dispose();
+      tensor.dispose();
+    }
+  }
+}
+
+/** A layer's outputs as a list of tensors, which recomputation can handle, and back. */
+function flatten({ y_TH, routing }: { y_TH: Tensor; routing: Routing | null }): Tensor[] {
+  return routing === null ? [y_TH] : [y_TH, routing.probs_TE, routing.indices_TK, routing.weights_TK, routing.counts_E];
+}
+function unflatten([, probs, indices, weights, counts]: readonly (Tensor | undefined)[]): Routing {
+  return { probs_TE: here(probs), indices_TK: here(indices), weights_TK: here(weights), counts_E: here(counts) };
+}
+function here(tensor: Tensor | undefined): Tensor {
+  if (tensor === undefined) throw new MoeError("internal", "decoder: a layer returned fewer tensors than expected");
+  return tensor;
+}

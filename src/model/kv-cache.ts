@@ -1,0 +1,134 @@
+/**
+ * Keys and values of earlier tokens, contiguous per sequence: slot s of a layer's buffers is rows s * capacity to
+ * (s + 1) * capacity - 1. A forward pass appends its tokens' rows and attends over the buffers in place.
+ *
+ * The element type may differ from the model's (bf16 halves the memory; f32 keeps a bf16 model's keys as they were). A token's result does not
+ * depend on how its sequence was cut into calls, nor on what else is in the batch.
+ *
+ * Not here: sharing of prefixes, pages, and who runs when (`src/generate`).
+ */
+import { dtypeBytes, dtypeCodes } from "../backend/kernels.ts";
+import type { ModelConfig } from "../config/model.ts";
+import type { LayerCache } from "../nn/index.ts";
+import type { Engine, Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
+import { batchOfRuns, type Batch } from "./batch.ts";
+import type { ModelDType } from "./parameters.ts";
+
+export interface KvCacheOptions {
+  readonly numSequences: number;
+  /** Tokens that one sequence can hold. */
+  readonly capacity: number;
+  readonly dtype: ModelDType;
+}
+
+/** New tokens of the sequence in one slot. */
+export interface CacheEntry {
+  readonly slot: number;
+  readonly ids: ArrayLike<number>;
+}
+
+/** Rows of the batch that go to rows of the buffers. */
+interface CopyRun {
+  readonly fromRow: number;
+  readonly toRow: number;
+  readonly numRows: number;
+}
+
+export class KvCache implements Disposable {
+  readonly options: KvCacheOptions;
+  readonly #engine: Engine;
+  readonly #vocabSize: number;
+  readonly #layers: readonly { readonly k_SC: Tensor; readonly v_SC: Tensor }[];
+  readonly #lengths: number[];
+  #pending: readonly CopyRun[] = [];
+
+  /** Allocates the buffers of all layers. The caller disposes the cache. */
+  constructor(engine: Engine, config: ModelConfig, options: KvCacheOptions) {
+    const { numSequences, capacity, dtype } = options;
+    if (!(Number.isSafeInteger(numSequences) && numSequences > 0 && Number.isSafeInteger(capacity) && capacity > 0)) {
+      throw new MoeError("configuration", `KV cache: numSequences ${numSequences} and capacity ${capacity} must be positive integers`);
+    }
+    this.options = options;
+    this.#engine = engine;
+    this.#vocabSize = config.vocabSize;
+    this.#lengths = new Array<number>(numSequences).fill(0);
+    const shape = [numSequences * capacity, config.numKvHeads * config.headDim];
+    this.#layers = Array.from({ length: config.numLayers }, () => ({ k_SC: engine.detached(shape, dtype), v_SC: engine.detached(shape, dtype) }));
+  }
+
+  /** Tokens held in a slot. */
+  length(slot: number): number {
+    const length = this.#lengths[slot];
+    if (length === undefined) throw new MoeError("configuration", `KV cache: slot ${slot}, expected 0 to ${this.#lengths.length - 1}`);
+    return length;
+  }
+  /** Forgets the tokens of a slot from `length` on (all by default). */
+  truncate(slot: number, length = 0): void {
+    if (!(length >= 0 && length <= this.length(slot))) {
+      throw new MoeError("configuration", `KV cache: truncating slot ${slot} of ${this.length(slot)} tokens to ${length}`);
+    }
+    this.#lengths[slot] = length;
+  }
+
+  /**
+   * The batch of new tokens, which the next forward pass with this cache must take: their rows are reserved from now on.
+   * Slots must ascend. Throws `configuration` where a sequence would outgrow the capacity; nothing is changed then.
+   */
+  extend(entries: readonly CacheEntry[]): Batch {
+    const { capacity } = this.options;
+    for (const [i, { slot, ids }] of entries.entries()) {
+      const before = entries[i - 1]?.slot ?? -1;
+      if (slot <= before) throw new MoeError("configuration", `KV cache: slots must ascend, got ${slot} after ${before}`);
+      if (this.length(slot) + ids.length > capacity) {
+        throw new MoeError("configuration", `KV cache: ${ids.length} tokens after ${this.length(slot)} in slot ${slot} exceed its capacity ${capacity}`);
+      }
+    }
+    const runs = entries.map(({ slot, ids }) => {
+      const firstKey = slot * capacity;
+      return { ids, firstPosition: this.length(slot), firstKey, firstRow: firstKey + this.length(slot) };
+    });
+    const batch = batchOfRuns(this.#engine, runs, this.#vocabSize);
+    let fromRow = 0;
+    this.#pending = runs.map(({ ids, firstRow }) => {
+      const run = { fromRow, toRow: firstRow, numRows: ids.length };
+      fromRow += ids.length;
+      return run;
+    });
+    for (const { slot, ids } of entries) this.#lengths[slot] = this.length(slot) + ids.length;
+    return batch;
+  }
+
+  /** What a layer's attention appends to. */
+  layer(index: number): LayerCache {
+    const buffers = this.#layers[index];
+    if (buffers === undefined) throw new MoeError("internal", `KV cache: layer ${index} of ${this.#layers.length}`);
+    return {
+      append: (k_TC, v_TC) => {
+        this.#store(buffers.k_SC, k_TC);
+        this.#store(buffers.v_SC, v_TC);
+        return buffers;
+      },
+    };
+  }
+  #store(buffer: Tensor, rows: Tensor): void {
+    const width = buffer.dim(1);
+    const numRows = this.#pending.reduce((n, run) => n + run.numRows, 0);
+    if (rows.dim(0) !== numRows) throw new MoeError("internal", `KV cache: ${rows.dim(0)} rows for a batch of ${numRows} tokens: the batch is not the last one of extend()`);
+    const { kernels } = this.#engine.backend;
+    const [toBytes, fromBytes] = [width * dtypeBytes[buffer.dtype], width * dtypeBytes[rows.dtype]];
+    for (const run of this.#pending) {
+      const out = buffer.ptr + run.toRow * toBytes;
+      const from = rows.ptr + run.fromRow * fromBytes;
+      if (buffer.dtype === rows.dtype) kernels.copyRows(out, from, run.numRows, toBytes, toBytes, fromBytes);
+      else kernels.cast(out, from, run.numRows * width, dtypeCodes[buffer.dtype], dtypeCodes[rows.dtype]);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const { k_SC, v_SC } of this.#layers) {
+      k_SC.dispose();
+      v_SC.dispose();
+    }
+  }
+}

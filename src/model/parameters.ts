@@ -1,0 +1,125 @@
+/**
+ * The parameters of a model as a list: name, shape, type and initial distribution, in the order of the forward pass. The
+ * decoder is built from a map of tensors by these names; initialization, loading, saving, optimizers and sharding all work
+ * on the list and never look inside the modules.
+ *
+ * Matrices and embeddings have the model's dtype. Norm weights, biases and router gates are f32 always: they are small, and
+ * rounding them costs more than it saves.
+ */
+import { dtypeCodes, type DType } from "../backend/kernels.ts";
+import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { numElements, type Engine, type Shape, type Tensor } from "../tensor/index.ts";
+import { Random } from "../util/random.ts";
+
+/** What matrices are stored and computed in. */
+export type ModelDType = "f32" | "bf16";
+
+export interface ParameterSpec {
+  /** Our name, for example `layers.3.attention.query.weight`. */
+  readonly name: string;
+  readonly shape: Shape;
+  readonly dtype: ModelDType;
+  /** Initial values: normal with the configuration's `initStd`, or a constant. */
+  readonly init: "normal" | "ones" | "zeros";
+  /** Matrices decay in AdamW; norms and biases do not. */
+  readonly decays: boolean;
+}
+
+/** All parameters of a model. A tied embedding is one parameter, `embedding.weight`. */
+export function parameterSpecs(config: ModelConfig, dtype: ModelDType): ParameterSpec[] {
+  const specs: ParameterSpec[] = [];
+  const matrix = (name: string, ...shape: number[]): void => {
+    specs.push({ name, shape, dtype, init: "normal", decays: true });
+  };
+  const norm = (name: string, size: number): void => {
+    specs.push({ name, shape: [size], dtype: "f32", init: "ones", decays: false });
+  };
+  const { hiddenSize: H, vocabSize } = config;
+  matrix("embedding.weight", vocabSize, H);
+  for (let layer = 0; layer < config.numLayers; layer++) layerSpecs(specs, config, dtype, layer);
+  norm("norm.weight", H);
+  if (!config.tiedEmbeddings) matrix("head.weight", vocabSize, H);
+  return specs;
+}
+
+function layerSpecs(specs: ParameterSpec[], config: ModelConfig, dtype: ModelDType, layer: number): void {
+  const { hiddenSize: H, headDim, moe } = config;
+  const add = (name: string, shape: Shape, init: ParameterSpec["init"], type: ModelDType): void => {
+    specs.push({ name: `layers.${layer}.${name}`, shape, dtype: type, init, decays: init === "normal" });
+  };
+  const projection = (name: string, N: number, K: number, bias: boolean): void => {
+    add(`attention.${name}.weight`, [N, K], "normal", dtype);
+    if (bias) add(`attention.${name}.bias`, [N], "zeros", "f32");
+  };
+  add("attentionNorm.weight", [H], "ones", "f32");
+  projection("query", config.numHeads * headDim, H, config.qkvBias);
+  projection("key", config.numKvHeads * headDim, H, config.qkvBias);
+  projection("value", config.numKvHeads * headDim, H, config.qkvBias);
+  projection("output", H, config.numHeads * headDim, false);
+  if (config.qkNorm) {
+    add("attention.queryNorm.weight", [headDim], "ones", "f32");
+    add("attention.keyNorm.weight", [headDim], "ones", "f32");
+  }
+  add("feedForwardNorm.weight", [H], "ones", "f32");
+  if (moe !== null && hasExperts(config, layer)) {
+    const [E, F] = [moe.numExperts, moe.expertFfnSize];
+    add("moe.router.weight", [E, H], "normal", "f32");
+    add("moe.experts.gate", [E, F, H], "normal", dtype);
+    add("moe.experts.up", [E, F, H], "normal", dtype);
+    add("moe.experts.down", [E, H, F], "normal", dtype);
+  } else {
+    add("feedForward.gate.weight", [config.ffnSize, H], "normal", dtype);
+    add("feedForward.up.weight", [config.ffnSize, H], "normal", dtype);
+    add("feedForward.down.weight", [H, config.ffnSize], "normal", dtype);
+  }
+}
+
+/** Makes `tensor` a trainable parameter of this name. The caller keeps owning it. */
+export function asParameter(tensor: Tensor, name: string): Tensor {
+  tensor.requiresGrad = true;
+  tensor.parameter = { name, grad: null, gradIsSet: false };
+  return tensor;
+}
+
+/** Elements that pass through JavaScript at once. Even, so that pairs of normal deviates are not cut. */
+const chunkElements = 1 << 20;
+
+/**
+ * Fresh parameters. Values depend on the seed and on a parameter's place in the list only (rounded when bf16), the same on every
+ * machine. No scope owns them: whoever builds the model disposes them.
+ */
+export function initialParameters(engine: Engine, specs: readonly ParameterSpec[], options: { initStd: number; seed: number }): Map<string, Tensor> {
+  const parameters = new Map<string, Tensor>();
+  for (const [index, spec] of specs.entries()) {
+    const tensor = asParameter(engine.detached(spec.shape, spec.dtype), spec.name);
+    parameters.set(spec.name, tensor);
+    if (spec.init === "normal") fillNormal(tensor, Random.keyed(options.seed, index), options.initStd);
+    else if (spec.init === "zeros") engine.fillZero(tensor);
+    else engine.backend.kernels.fillF32(tensor.ptr, tensor.size, 1);
+  }
+  return parameters;
+}
+function fillNormal(tensor: Tensor, random: Random, std: number): void {
+  for (let from = 0; from < tensor.size; from += chunkElements) {
+    const values = new Float32Array(Math.min(chunkElements, tensor.size - from));
+    writeElements(tensor, from, random.fillNormal(values, std));
+  }
+}
+
+/** Writes f32 values into elements from..from+values.length-1 of a tensor, rounded to its type. */
+export function writeElements(tensor: Tensor, from: number, values: Float32Array): void {
+  const { engine, dtype } = tensor;
+  const ptr = tensor.ptr + from * (dtype === "bf16" ? 2 : 4);
+  if (dtype === "f32") {
+    engine.backend.write(ptr, values);
+    return;
+  }
+  using source = engine.detached([values.length], "f32");
+  engine.backend.write(source.ptr, values);
+  engine.backend.kernels.cast(ptr, source.ptr, values.length, dtypeCodes[dtype satisfies DType], dtypeCodes.f32);
+}
+
+/** Elements of all parameters together. */
+export function totalElements(specs: readonly ParameterSpec[]): number {
+  return specs.reduce((n, spec) => n + numElements(spec.shape), 0);
+}

@@ -1,0 +1,35 @@
+/**
+ * One layer of the decoder: x + attention(norm(x)), then that plus its feed-forward network or experts of its norm.
+ *
+ * Legend: T tokens, H hidden.
+ */
+import { add, type Tensor } from "../tensor/index.ts";
+import type { Attention, AttentionInput, LayerCache } from "./attention.ts";
+import { FeedForward } from "./feed-forward.ts";
+import type { CapacitySettings, MoeBlock, Routing } from "./moe/block.ts";
+import type { RmsNorm } from "./norm.ts";
+
+export interface BlockModules {
+  readonly attentionNorm: RmsNorm;
+  readonly attention: Attention;
+  readonly feedForwardNorm: RmsNorm;
+  readonly feedForward: FeedForward | MoeBlock;
+}
+
+export class Block {
+  readonly modules: BlockModules;
+
+  constructor(modules: BlockModules) {
+    this.modules = modules;
+  }
+
+  /** [T, H] from x [T, H], and the routing where the layer has experts (null otherwise). */
+  forward(x_TH: Tensor, input: AttentionInput, cache: LayerCache | null, capacity: CapacitySettings | null): { y_TH: Tensor; routing: Routing | null } {
+    const { attentionNorm, attention, feedForwardNorm, feedForward } = this.modules;
+    const attended_TH = add(x_TH, attention.forward(attentionNorm.forward(x_TH), input, cache));
+    const normed_TH = feedForwardNorm.forward(attended_TH);
+    if (feedForward instanceof FeedForward) return { y_TH: add(attended_TH, feedForward.forward(normed_TH)), routing: null };
+    const { y_TH, routing } = feedForward.forward(normed_TH, capacity);
+    return { y_TH: add(attended_TH, y_TH), routing };
+  }
+}

@@ -1,0 +1,110 @@
+/**
+ * Every architecture against Hugging Face transformers (`make.py`), on every engine: logits, loss and gradients. Then the
+ * test of the test: with any single part of the computation left out, the comparison must fail.
+ */
+import { afterAll, describe, expect, test } from "vitest";
+import { loadBackend } from "../../../src/backend/load.ts";
+import type { BackendName } from "../../../src/backend/backend.ts";
+import type { ModelConfig } from "../../../src/config/model.ts";
+import { Decoder, loadModel, writeElements } from "../../../src/model/index.ts";
+import { Engine } from "../../../src/tensor/index.ts";
+import { computeGradients, computeLogits, goldenFolder, goldenNames, readGolden, readGoldenGradients, relativeGap, type GoldenName } from "./golden.ts";
+
+/** Largest gap of logits over the largest logit, f32. */
+const logitsTolerance = 1e-4;
+/** Largest gap of a gradient over its largest element, per tensor, f32. */
+const gradientTolerance = 1e-3;
+
+const backendNames: readonly BackendName[] = ["native", "wasm", "reference"];
+const engines = new Map<BackendName, Engine>();
+const missing = new Map<BackendName, string>();
+for (const name of backendNames) {
+  try {
+    engines.set(name, new Engine(await loadBackend({ engine: name })));
+  } catch (error) {
+    missing.set(name, String(error));
+  }
+}
+afterAll(() => {
+  for (const engine of engines.values()) engine[Symbol.dispose]();
+});
+
+describe.each(backendNames)("on the %s engine", (backendName) => {
+  test.skipIf(missing.has(backendName)).each(goldenNames)("%s gives the logits, loss and gradients of the golden file", (name) => {
+    const engine = engineOf(backendName);
+    const golden = readGolden(name);
+    {
+      using model = loadModel(engine, goldenFolder(name), { dtype: "f32" });
+      expect(relativeGap(computeLogits(engine, model, golden.sequences), golden.logits)).toBeLessThan(logitsTolerance);
+      const { loss, gradients } = computeGradients(engine, model, golden.sequences);
+      expect(Math.abs(loss - golden.loss)).toBeLessThan(1e-5 * golden.loss);
+      for (const [parameter, expected] of readGoldenGradients(name, model)) {
+        const gradient = gradients.get(parameter);
+        expect(gradient, parameter).toBeDefined();
+        expect(relativeGap(gradient ?? expected, expected), parameter).toBeLessThan(gradientTolerance);
+      }
+    }
+    expect(engine.backend.liveBytes).toBe(0);
+  });
+});
+
+/** Each way to get a model wrong, and the models that have the part. */
+interface Mutation {
+  readonly left: string;
+  readonly models: readonly GoldenName[];
+  readonly config?: (config: ModelConfig) => ModelConfig;
+  readonly weights?: (model: Decoder) => void;
+}
+const moeModels: readonly GoldenName[] = ["skywork-moe", "skywork-moe-lambda2"];
+const mutations: readonly Mutation[] = [
+  // Frequencies of next to nothing: every angle is 0.
+  { left: "the rotation", models: goldenNames, config: (c) => ({ ...c, ropeScaling: { type: "linear", factor: 1e30 } }) },
+  { left: "the rope scaling", models: ["llama3"], config: (c) => ({ ...c, ropeScaling: null }) },
+  { left: "norm weights", models: goldenNames, weights: (model) => fill(model, /[nN]orm\.weight$/, 1) },
+  { left: "one norm weight", models: goldenNames, weights: (model) => fill(model, /^layers\.0\.feedForwardNorm\.weight$/, 1) },
+  { left: "biases", models: ["qwen2"], weights: (model) => fill(model, /\.bias$/, 0) },
+  { left: "the value bias", models: ["qwen2"], weights: (model) => fill(model, /value\.bias$/, 0) },
+  { left: "QK norm", models: ["qwen3"], config: (c) => ({ ...c, qkNorm: false }) },
+  { left: "the weights of the query norm", models: ["qwen3"], weights: (model) => fill(model, /queryNorm\.weight$/, 1) },
+  { left: "the window", models: ["mistral", "qwen2"], config: (c) => ({ ...c, slidingWindow: null }) },
+  {
+    left: "the first windowed layer",
+    models: ["qwen2"],
+    config: (c) => ({ ...c, slidingWindow: c.slidingWindow === null ? null : { ...c.slidingWindow, firstLayer: 0 } }),
+  },
+  { left: "gating normalization", models: moeModels, config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: null } }) },
+  {
+    left: "the unbiased deviation",
+    models: moeModels,
+    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: { lambda: c.moe.gateNormalization?.lambda ?? 1, eps: 0, unbiased: false } } }),
+  },
+  { left: "the second expert", models: ["mixtral", ...moeModels], config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, topK: 1 } }) },
+  { left: "the norm's epsilon", models: ["llama2"], config: (c) => ({ ...c, normEps: 1e-2 }) },
+];
+const cases = mutations.flatMap((mutation) => mutation.models.map((name) => ({ ...mutation, name })));
+
+test.each(cases)("the comparison fails without $left ($name)", ({ name, config, weights }) => {
+  const engine = engineOf("reference");
+  const golden = readGolden(name);
+  using model = loadModel(engine, goldenFolder(name), { dtype: "f32", mapped: false });
+  weights?.(model);
+  using mutant = mutate(model, config ?? ((c) => c));
+  expect(relativeGap(computeLogits(engine, mutant, golden.sequences), golden.logits)).toBeGreaterThan(10 * logitsTolerance);
+});
+
+function engineOf(name: BackendName): Engine {
+  const engine = engines.get(name);
+  if (engine === undefined) throw new Error(missing.get(name) ?? "no engine");
+  return engine;
+}
+/** The same weights under another configuration (parameters that it does not have are left out). */
+function mutate(model: Decoder, change: (config: ModelConfig) => ModelConfig): Decoder {
+  const config = change(model.config);
+  const kept = [...model.parameters].filter(([name]) => config.qkNorm || !/(query|key)Norm/.test(name));
+  return new Decoder(model.engine, config, model.dtype, new Map(kept.map(([name, tensor]) => [name, tensor.retain()])));
+}
+function fill(model: Decoder, pattern: RegExp, value: number): void {
+  const tensors = [...model.parameters].filter(([name]) => pattern.test(name));
+  expect(tensors.length).toBeGreaterThan(0);
+  for (const [, tensor] of tensors) writeElements(tensor, 0, new Float32Array(tensor.size).fill(value));
+}
