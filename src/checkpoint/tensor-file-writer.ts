@@ -38,8 +38,8 @@ export class TensorFileWriter implements TensorWriter {
     this.#placements = placements;
     try {
       this.#file.write(prelude, 0);
-      const end = placements.reduce((most, { offset, byteLength }) => Math.max(most, offset + byteLength), prelude.byteLength);
-      if (totalBytes > end) this.#file.write(new Uint8Array(1), totalBytes - 1);
+      // The last byte, which may be padding that nobody writes, gives the file its size.
+      if (totalBytes > prelude.byteLength) this.#file.write(new Uint8Array(1), totalBytes - 1);
     } catch (error) {
       this.#file.abort();
       throw error;
