@@ -82,3 +82,46 @@ function meanVisibleKeys(seqLen: number, window: number): number {
 export function kvBytesPerToken(config: ModelConfig, elementBytes: number): number {
   return 2 * config.numLayers * config.numKvHeads * config.headDim * elementBytes;
 }
+
+export interface ActivationOptions {
+  /** Tokens of one forward pass (a micro-batch). */
+  readonly numTokens: number;
+  /** Bytes of an activation: 4 for f32, 2 for bf16. */
+  readonly elementBytes: number;
+  /** Layers whose activations are recomputed: only their input is kept. Default 0. */
+  readonly recomputeLayers?: number;
+}
+
+/**
+ * Bytes that a training step keeps between the forward and the backward pass: what the tape saves, dropless. The logits'
+ * chunk, gradients and the caller's own tensors are not in it.
+ */
+export function activationBytes(config: ModelConfig, { numTokens, elementBytes, recomputeLayers = 0 }: ActivationOptions): number {
+  let perToken = 0;
+  for (let layer = 0; layer < config.numLayers; layer++) {
+    perToken += layer < recomputeLayers ? recomputedBytes(config, layer, elementBytes) : layerBytes(config, layer, elementBytes);
+  }
+  // The final norm's input and 1/rms, and the gradient of its output (which the loss computes in the forward pass).
+  return numTokens * (perToken + 2 * config.hiddenSize * elementBytes + 4);
+}
+function layerBytes(config: ModelConfig, layer: number, elementBytes: number): number {
+  const { hiddenSize: H, numHeads, numKvHeads, headDim } = config;
+  const [Q, C] = [numHeads * headDim, numKvHeads * headDim];
+  // Input, its norm; queries, keys, values, attention's output and log-sum-exp; the residual sum.
+  let bytes = elementBytes * (3 * H + 2 * Q + 2 * C) + 4 * numHeads;
+  // 1/rms of both norms.
+  bytes += 2 * 4;
+  // With QK norm: what it normalized, and 1/rms of each head.
+  if (config.qkNorm) bytes += elementBytes * (Q + C) + 4 * (numHeads + numKvHeads);
+  if (!hasExperts(config, layer) || config.moe === null) return bytes + elementBytes * (H + 3 * config.ffnSize);
+  const { numExperts: E, topK: K, expertFfnSize: F } = config.moe;
+  // Router: its f32 input, logits and probabilities; weights, indices and rows of the chosen.
+  bytes += 4 * (H + 2 * E + 3 * K);
+  // Experts: their input, gate, up, product and output, K times.
+  return bytes + K * elementBytes * (2 * H + 3 * F);
+}
+/** A recomputed layer's input, and what the router returns. */
+function recomputedBytes(config: ModelConfig, layer: number, elementBytes: number): number {
+  const routing = hasExperts(config, layer) && config.moe !== null ? 4 * (config.moe.numExperts + 2 * config.moe.topK) : 0;
+  return config.hiddenSize * elementBytes + routing;
+}

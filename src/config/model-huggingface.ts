@@ -10,7 +10,7 @@ import { MoeError } from "../util/errors.ts";
 import { didYouMean } from "../util/nearest.ts";
 import { HuggingFaceReader } from "./model-huggingface-reader.ts";
 import { readRope, writeRope } from "./model-huggingface-rope.ts";
-import { architectures, checkModelConfig, type Architecture, type ModelConfig, type MoeConfig } from "./model.ts";
+import { architectures, parseModelConfig, type Architecture, type ModelConfig, type MoeConfig } from "./model.ts";
 
 /** Type of the weights as the file states it. */
 export type StoredDType = "float32" | "bfloat16" | "float16";
@@ -86,7 +86,7 @@ export function fromHuggingFaceConfig(json: unknown, path = "config.json"): Mode
     eosTokenIds: r.tokenIds("eos_token_id", d.eosTokenId),
     padTokenId: r.tokenIds("pad_token_id", null).find((id) => id >= 0) ?? null,
   };
-  return r.located(() => checkModelConfig(config));
+  return r.located(() => parseModelConfig(config));
 }
 
 /** Type of the stored weights (`dtype`, or `torch_dtype` in older files), or null where the file does not say. */

@@ -23,6 +23,8 @@ const schedule = z.strictObject({
   warmupSteps: z.int().nonnegative().default(0),
   /** WSD only: steps of the final decay. */
   decaySteps: z.int().nonnegative().default(0),
+  /** WSD only: shape of the final decay. */
+  decay: z.enum(["linear", "cosine", "sqrt"]).default("sqrt"),
   /** Where decay ends, as a fraction of the peak learning rate. */
   finalFraction: z.number().min(0).max(1).default(0.1),
 });

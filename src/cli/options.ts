@@ -1,0 +1,27 @@
+/** Parsers of option values, for commander. */
+import { InvalidArgumentError } from "commander";
+
+/** Parser of an option that must be a whole number of at least `minimum`. */
+export function wholeNumber(minimum: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!Number.isSafeInteger(value) || value < minimum || text.trim() === "") {
+      throw new InvalidArgumentError(`expected a whole number of at least ${minimum}.`);
+    }
+    return value;
+  };
+}
+
+/** Parser of an option that must be a finite number of at least `minimum`. */
+export function decimal(minimum: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!Number.isFinite(value) || value < minimum || text.trim() === "") throw new InvalidArgumentError(`expected a number of at least ${minimum}.`);
+    return value;
+  };
+}
+
+/** Collects a repeatable option. */
+export function collected(value: string, before: readonly string[]): string[] {
+  return [...before, value];
+}

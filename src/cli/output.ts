@@ -1,0 +1,85 @@
+/**
+ * What a command says, and where: the result on standard output (one JSON object with `--json`, otherwise text), everything
+ * else (progress, logs) on standard error. Nothing here decides what to say.
+ */
+import { Presets, SingleBar } from "cli-progress";
+
+export interface Progress {
+  /** `done` of the total, with a short note (loss, tokens/s). */
+  update(done: number, note?: string): void;
+  stop(): void;
+}
+
+export class Output {
+  readonly json: boolean;
+  readonly #out: NodeJS.WritableStream;
+  readonly #log: NodeJS.WriteStream;
+
+  constructor({ json = false, out = process.stdout, log = process.stderr }: { json?: boolean; out?: NodeJS.WritableStream; log?: NodeJS.WriteStream } = {}) {
+    this.json = json;
+    this.#out = out;
+    this.#log = log;
+  }
+
+  /** The command's result: `value` as one line of JSON with `--json`, otherwise `text`. */
+  result(value: unknown, text: string): void {
+    this.#out.write(`${this.json ? JSON.stringify(value) : text}\n`);
+  }
+  /** Text that is part of the result as it comes (generated tokens); nothing with `--json`. */
+  stream(text: string): void {
+    if (!this.json) this.#out.write(text);
+  }
+  /** A line for the person who watches. */
+  log(line: string): void {
+    this.#log.write(`${line}\n`);
+  }
+  /** A bar on a terminal; a line now and then otherwise. */
+  progress(label: string, total: number): Progress {
+    if (this.#log.isTTY) {
+      const bar = new SingleBar(
+        { format: `${label} {bar} {value}/{total} {note}`, stream: this.#log, hideCursor: true, clearOnComplete: false },
+        Presets.shades_classic,
+      );
+      bar.start(total, 0, { note: "" });
+      return {
+        update: (done, note = "") => {
+          bar.update(done, { note });
+        },
+        stop: () => {
+          bar.stop();
+        },
+      };
+    }
+    let nextReport = 0;
+    return {
+      update: (done, note = "") => {
+        if (done < nextReport && done !== total) return;
+        nextReport = done + Math.max(1, Math.ceil(total / 10));
+        this.log(`${label} ${done}/${total} ${note}`);
+      },
+      stop: () => undefined,
+    };
+  }
+}
+
+/** `1234567` as `1.23 M`. */
+export function formatCount(n: number): string {
+  for (const [unit, size] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]] as const) {
+    if (n >= size) return `${(n / size).toPrecision(3)} ${unit}`;
+  }
+  return String(n);
+}
+
+/** Bytes in binary units: `1.5 GiB`. */
+export function formatBytes(bytes: number): string {
+  for (const [unit, size] of [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]] as const) {
+    if (bytes >= size) return `${(bytes / size).toPrecision(3)} ${unit}`;
+  }
+  return `${bytes} B`;
+}
+
+/** Columns aligned by padding; numbers are the caller's to format. */
+export function formatTable(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
+  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n");
+}

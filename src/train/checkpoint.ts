@@ -1,0 +1,172 @@
+/**
+ * Checkpoints of a run: folders `checkpoints/step-<n>` that are a model in Hugging Face form (so every other command opens
+ * them) with the rest of what resuming needs beside it:
+ *   optimizer.safetensors  moments and f32 masters
+ *   state.json             step, sequences consumed, best losses: everything that is a number
+ *   manifest.json          size and SHA-256 of each file, written last
+ * A folder is written under a temporary name, flushed and renamed: a killed process never leaves one that loads wrongly.
+ */
+import { createHash } from "node:crypto";
+import { closeSync, copyFileSync, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { createSafetensors } from "../checkpoint/safetensors-writer.ts";
+import { openSafetensors } from "../checkpoint/safetensors.ts";
+import { saveModel, type Decoder } from "../model/index.ts";
+import type { Tensor } from "../tensor/index.ts";
+import { fileError } from "../util/errors.ts";
+import { openForReading, readFully, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
+
+/** What a checkpoint keeps besides tensors. */
+export interface TrainingState {
+  /** Optimizer steps done. */
+  readonly step: number;
+  /** Training sequences consumed: the position in the data. */
+  readonly sequences: number;
+  /** Loss-bearing tokens trained on. */
+  readonly tokens: number;
+  /** Model FLOPs spent, by `flopsPerToken`. */
+  readonly flops: number;
+  /** Wall-clock seconds of training, over all parts of the run. */
+  readonly seconds: number;
+}
+
+/** Files of a tokenizer that travel with a model. */
+export const tokenizerFiles = [
+  "tokenizer.json",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "tokenizer.model",
+  "chat_template.jinja",
+  "vocab.json",
+  "merges.txt",
+] as const;
+
+const manifestName = "manifest.json";
+const stateName = "state.json";
+const optimizerName = "optimizer.safetensors";
+const chunkBytes = 4 << 20;
+
+/** Copies what there is of a tokenizer's files from one folder to another. */
+export function copyTokenizer(from: string, to: string): void {
+  for (const name of tokenizerFiles) if (existsSync(join(from, name))) copyFileSync(join(from, name), join(to, name));
+}
+
+export interface CheckpointContent {
+  readonly model: Decoder;
+  /** Optimizer tensors by name. */
+  readonly optimizer: ReadonlyMap<string, Tensor>;
+  readonly state: TrainingState;
+  /** Folder whose tokenizer files are copied along, or null. */
+  readonly tokenizerFolder: string | null;
+}
+
+/** Writes `checkpoints/step-<n>` of a run and returns its path. Throws `resource` on a full disk; nothing is left then. */
+export function saveCheckpoint(runFolder: string, content: CheckpointContent): string {
+  const folder = join(runFolder, "checkpoints", `step-${String(content.state.step).padStart(8, "0")}`);
+  writeDirectoryAtomically(folder, (temporary) => {
+    saveModel(content.model, temporary);
+    if (content.tokenizerFolder !== null) copyTokenizer(content.tokenizerFolder, temporary);
+    writeTensors(join(temporary, optimizerName), content.optimizer);
+    writeFileAtomically(join(temporary, stateName), `${JSON.stringify(content.state, null, 2)}\n`);
+    const files = Object.fromEntries(filesIn(temporary).map((name) => [name, fingerprint(join(temporary, name))]));
+    writeFileAtomically(join(temporary, manifestName), `${JSON.stringify({ files }, null, 2)}\n`);
+  });
+  return folder;
+}
+
+function filesIn(folder: string): string[] {
+  return readdirSync(folder).filter((name) => name !== manifestName).sort();
+}
+
+function writeTensors(path: string, tensors: ReadonlyMap<string, Tensor>): void {
+  const declarations = [...tensors].map(([name, tensor]) => ({ name, dtype: "F32" as const, shape: tensor.shape }));
+  using writer = createSafetensors(path, declarations);
+  for (const [name, tensor] of tensors) {
+    for (let at = 0; at < tensor.byteLength; at += chunkBytes) {
+      const chunk = new Uint8Array(Math.min(chunkBytes, tensor.byteLength - at));
+      tensor.engine.backend.read(chunk, tensor.ptr + at);
+      writer.write(name, chunk);
+    }
+  }
+  writer.commit();
+}
+
+interface Fingerprint {
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+function fingerprint(path: string): Fingerprint {
+  const { fd, size } = openForReading(path);
+  try {
+    const hash = createHash("sha256");
+    const chunk = new Uint8Array(Math.min(chunkBytes, size));
+    for (let at = 0; at < size; at += chunk.length) {
+      const part = chunk.subarray(0, Math.min(chunk.length, size - at));
+      readFully(fd, part, at, path);
+      hash.update(part);
+    }
+    return { bytes: size, sha256: hash.digest("hex") };
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** Checkpoint folders of a run, oldest first. */
+export function listCheckpoints(runFolder: string): string[] {
+  const parent = join(runFolder, "checkpoints");
+  if (!existsSync(parent)) return [];
+  return readdirSync(parent)
+    .filter((name) => /^step-\d{8,}$/.test(name) && statSync(join(parent, name)).isDirectory())
+    .sort()
+    .map((name) => join(parent, name));
+}
+
+/** Removes all but the newest `keep` checkpoints of a run. */
+export function pruneCheckpoints(runFolder: string, keep: number): void {
+  for (const folder of listCheckpoints(runFolder).slice(0, -keep)) rmSync(folder, { recursive: true, force: true });
+}
+
+/** Verifies a checkpoint against its manifest and returns its numbers. Throws `file` naming what does not match. */
+export function readCheckpointState(folder: string): TrainingState {
+  const manifest = readJson(join(folder, manifestName)) as { files?: Record<string, Fingerprint> };
+  for (const [name, expected] of Object.entries(manifest.files ?? {})) {
+    const path = join(folder, name);
+    if (!existsSync(path)) throw fileError(path, `the file of ${expected.bytes} bytes that ${manifestName} lists`, "no such file");
+    const { bytes, sha256 } = fingerprint(path);
+    if (bytes !== expected.bytes || sha256 !== expected.sha256) {
+      throw fileError(path, `${expected.bytes} bytes with SHA-256 ${expected.sha256}, from ${manifestName}`, `${bytes} bytes with ${sha256}`);
+    }
+  }
+  const state = readJson(join(folder, stateName)) as Record<string, unknown>;
+  for (const key of ["step", "sequences", "tokens", "flops", "seconds"]) {
+    if (typeof state[key] !== "number") throw fileError(join(folder, stateName), `a number "${key}"`, JSON.stringify(state[key]) ?? "none");
+  }
+  return state as unknown as TrainingState;
+}
+
+/** Fills optimizer tensors from a checkpoint. Throws `file` when names or shapes differ. */
+export function readOptimizerTensors(folder: string, tensors: ReadonlyMap<string, Tensor>): void {
+  using file = openSafetensors(join(folder, optimizerName));
+  for (const [name, tensor] of tensors) {
+    const entry = file.entry(name);
+    if (entry.dtype !== "F32" || entry.shape.join() !== tensor.shape.join()) {
+      throw fileError(file.path, `${name} as F32 [${tensor.shape.join(", ")}]`, `${entry.dtype} [${entry.shape.join(", ")}]`);
+    }
+    for (let at = 0; at < tensor.byteLength; at += chunkBytes) {
+      const chunk = new Uint8Array(Math.min(chunkBytes, tensor.byteLength - at));
+      file.read(name, chunk, at);
+      tensor.engine.backend.write(tensor.ptr + at, chunk);
+    }
+  }
+}
+
+function readJson(path: string): unknown {
+  if (!existsSync(path)) throw fileError(path, "part of a checkpoint", "no such file");
+  try {
+    return JSON.parse(readFileSync(path, "utf8")) as unknown;
+  } catch (error) {
+    throw fileError(path, "JSON", "text that does not parse", error);
+  }
+}
