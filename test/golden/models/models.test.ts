@@ -3,11 +3,11 @@
  * test of the test: with any single part of the computation left out, the comparison must fail.
  */
 import { afterAll, describe, expect, test } from "vitest";
-import { loadBackend } from "../../../src/backend/load.ts";
 import type { BackendName } from "../../../src/backend/backend.ts";
 import type { ModelConfig } from "../../../src/config/model.ts";
 import { Decoder, loadModel, writeElements } from "../../../src/model/index.ts";
-import { Engine } from "../../../src/tensor/index.ts";
+import type { Engine } from "../../../src/tensor/index.ts";
+import { backendNames, startEngines } from "./engines.ts";
 import { computeGradients, computeLogits, goldenFolder, goldenNames, readGolden, readGoldenGradients, relativeGap, type GoldenName } from "./golden.ts";
 
 /** Largest gap of logits over the largest logit, f32. */
@@ -15,16 +15,7 @@ const logitsTolerance = 1e-4;
 /** Largest gap of a gradient over its largest element, per tensor, f32. */
 const gradientTolerance = 1e-3;
 
-const backendNames: readonly BackendName[] = ["native", "wasm", "reference"];
-const engines = new Map<BackendName, Engine>();
-const missing = new Map<BackendName, string>();
-for (const name of backendNames) {
-  try {
-    engines.set(name, new Engine(await loadBackend({ engine: name })));
-  } catch (error) {
-    missing.set(name, String(error));
-  }
-}
+const { engines, missing } = await startEngines();
 afterAll(() => {
   for (const engine of engines.values()) engine[Symbol.dispose]();
 });
