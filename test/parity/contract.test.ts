@@ -31,8 +31,7 @@ describe("the tables", () => {
   test("no two cases of a kernel have the same title", () => {
     for (const [name, ofKernel] of cases) {
       const titles = ofKernel.map(({ title }) => title);
-      const repeated = titles.filter((title, i) => titles.indexOf(title) !== i);
-      expect(repeated, name).toEqual([]);
+      expect(new Set(titles).size, name).toBe(titles.length);
     }
   });
 });
@@ -91,13 +90,19 @@ describe("the suite finds", () => {
     expect(judge(reading, f32)).not.toBeNull();
   });
 
-  test("a sum that lost one product", () => {
+  test("a sum that lost its last product", () => {
+    const copyShort = (reference: Backend, from: number, rows: number, K: number): number => {
+      const to = reference.alloc(rows * (K - 1) * 4);
+      reference.kernels.copyRows(to, from, rows, (K - 1) * 4, (K - 1) * 4, K * 4);
+      return to;
+    };
     const short = mistaken((reference, out, x, w, bias, M, N, K, ...types) => {
-      poke(reference, x + 4, [0, 0, 0, 0]);
-      reference.kernels.linearForward(out, x, w, bias, M, N, K, ...types);
-      poke(reference, x + 4, [0, 0, 128, 63]);
+      const [xShort, wShort] = [copyShort(reference, x, M, K), copyShort(reference, w, N, K)];
+      reference.kernels.linearForward(out, xShort, wShort, bias, M, N, K - 1, ...types);
+      reference.free(xShort);
+      reference.free(wShort);
     });
-    expect(() => judge(short, f32)).toThrow(/wrote into an input/);
+    expect(judge(short, f32)).toMatch(/expected .* within/);
   });
 
   test("f32 values rounded to bf16 on the way", () => {

@@ -25,23 +25,27 @@ export function elementBytes(dtype: DTypeCode): 2 | 4 {
 
 /** The values of bf16 words: a bf16 is the upper half of an f32. */
 export function decodeBf16(words: Uint16Array): Float64Array {
-  const bits = Uint32Array.from(words, (word) => word << 16);
-  return Float64Array.from(new Float32Array(bits.buffer));
+  const bits = new Uint32Array(words);
+  for (let i = 0; i < bits.length; i++) bits[i] = (bits[i] ?? 0) << 16;
+  return new Float64Array(new Float32Array(bits.buffer));
 }
 
 /** bf16 words nearest to `values`, ties to even, NaN quiet, too large to infinity. */
 export function encodeBf16(values: Float64Array): Uint16Array {
-  const rounded = Float32Array.from(values);
+  const rounded = new Float32Array(values);
   const bits = new Uint32Array(rounded.buffer);
-  return Uint16Array.from(bits, (word, i) => {
-    const upper = word >>> 16;
-    const value = Math.abs(values[i] ?? 0);
-    if (Number.isNaN(value)) return upper | 0x40;
-    const lower = word & 0xffff;
-    if (lower !== 0x8000) return upper + (lower > 0x8000 ? 1 : 0);
-    // The f32 lies exactly between two bf16: what it lost on the way from f64 decides, and only then evenness.
-    const between = Math.abs(rounded[i] ?? 0);
-    if (value !== between) return upper + (value > between ? 1 : 0);
-    return upper + (upper & 1);
-  });
+  const words = new Uint16Array(values.length);
+  for (let i = 0; i < words.length; i++) words[i] = nearestWord(bits[i] ?? 0, Math.abs(rounded[i] ?? 0), Math.abs(values[i] ?? 0));
+  return words;
+}
+
+/** The bf16 word for an f32 with the given bits, where `between` is its absolute value and `value` that of the f64 it came from. */
+function nearestWord(bits: number, between: number, value: number): number {
+  const upper = bits >>> 16;
+  const lower = bits & 0xffff;
+  if (Number.isNaN(value)) return upper | 0x40;
+  if (lower !== 0x8000) return upper + (lower > 0x8000 ? 1 : 0);
+  // The f32 lies exactly between two bf16: what it lost on the way from f64 decides, and only then evenness.
+  if (value !== between) return upper + (value > between ? 1 : 0);
+  return upper + (upper & 1);
 }

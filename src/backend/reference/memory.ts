@@ -97,13 +97,13 @@ export class ReferenceMemory {
     const { buffer, byteOffset } = this.bytes(ptr, count * width, width);
     switch (dtype) {
       case dtypeCodes.f32:
-        return Float64Array.from(new Float32Array(buffer, byteOffset, count));
+        return new Float64Array(new Float32Array(buffer, byteOffset, count));
       case dtypeCodes.bf16:
         return decodeBf16(new Uint16Array(buffer, byteOffset, count));
       case dtypeCodes.f16:
-        return Float64Array.from(new Float16Array(buffer, byteOffset, count));
+        return new Float64Array(new Float16Array(buffer, byteOffset, count));
       case dtypeCodes.i32:
-        return Float64Array.from(new Int32Array(buffer, byteOffset, count));
+        return new Float64Array(new Int32Array(buffer, byteOffset, count));
     }
   }
 
@@ -144,12 +144,9 @@ export class ReferenceMemory {
   /** Overwrites, or with `accumulate` adds to what is there; either way one rounding. */
   storeOrAdd(ptr: Ptr, values: Float64Array, dtype: DTypeCode, accumulate: number): void {
     if (accumulate === 0) return this.store(ptr, values, dtype);
-    const before = this.load(ptr, values.length, dtype);
-    this.store(
-      ptr,
-      values.map((value, i) => value + at(before, i)),
-      dtype,
-    );
+    const sums = this.load(ptr, values.length, dtype);
+    for (let i = 0; i < sums.length; i++) sums[i] = at(sums, i) + at(values, i);
+    this.store(ptr, sums, dtype);
   }
 
   storeI32(ptr: Ptr, values: Int32Array): void {

@@ -18,11 +18,11 @@ function sumSquaresCase(n: number): Case {
 export function largeCases(): Case[] {
   const attention = { Hq: 6, Hkv: 3, D: 32, window: 0, gap: 0 } as const;
   const dispatch = { T: 4001, k: 2, E: 16, capacity: 300, byProbability: 1 } as const;
-  return (["f32", "bf16"] as const).flatMap((dtype): Case[] => [
-    ...casesOfShape({ M: 203, N: 517, K: 301 }, [dtype, dtype, dtype]),
-    ...casesOfShape({ M: 1, N: 2049, K: 513 }, [dtype, dtype, dtype]),
-    ...casesOfShape({ M: 700, N: 33, K: 65 }, [dtype, dtype, dtype]),
-    ...casesOfGroups({ rows: [130, 0, 7, 300, 1], N: 131, K: 97 }, [dtype, dtype, dtype]),
+  const typed = (["f32", "bf16"] as const).flatMap((dtype): Case[] => [
+    ...casesOfShape({ M: 203, N: 517, K: 301 }, ["f32", dtype, dtype]),
+    ...casesOfShape({ M: 1, N: 2049, K: 513 }, ["f32", dtype, dtype]),
+    ...casesOfShape({ M: 700, N: 33, K: 65 }, ["f32", dtype, dtype]),
+    ...casesOfGroups({ rows: [130, 0, 7, 300, 1], N: 131, K: 97 }, ["f32", dtype, dtype]),
     rmsNormForwardCase(601, 257, dtype, true),
     rmsNormBackwardCase(601, 257, dtype, true, 0),
     rmsNormBackwardCase(3, 20_011, dtype, true, 1),
@@ -35,11 +35,14 @@ export function largeCases(): Case[] {
     attentionForwardCase({ ...attention, ...causal(1, 3000) }, dtype, true),
     ...arithmeticCases(200_003, dtype),
     adamwCase(200_003, dtype, 0.1),
+  ]);
+  return [
+    ...typed,
     ...movementCases(dispatch, 33),
     crossEntropyCase(150, 1025, 3, "separate"),
     ...rowCases(150, 1025, 3),
     routerForwardCase({ T: 2001, E: 16, k: 2, normalize: 1, unbiased: 0, lambda: 1 }),
     dispatchPlanCase(dispatch),
     sumSquaresCase(300_007),
-  ]);
+  ];
 }

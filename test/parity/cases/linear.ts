@@ -149,19 +149,21 @@ export function groupedBackwardWeightCase(groups: Groups, dyType: FloatType, xTy
 
 /** Every linear kernel on one shape and one choice of types. */
 export function casesOfShape(shape: Shape, types: Types): Case[] {
-  const [, left, right] = types;
+  const [result, left, right] = types;
   return [0, 1].flatMap((flag) => [
     linearForwardCase(shape, types, flag === 1),
     linearBackwardInputCase(shape, types, flag),
-    linearBackwardWeightCase(shape, left, right, flag),
+    // Its result is always f32: once a choice of operand types.
+    ...(result === "f32" ? [linearBackwardWeightCase(shape, left, right, flag)] : []),
   ]);
 }
 
 export function casesOfGroups(groups: Groups, types: Types): Case[] {
-  const [, left, right] = types;
+  const [result, left, right] = types;
   return [
     groupedForwardCase(groups, types),
-    ...[0, 1].flatMap((flag) => [groupedBackwardInputCase(groups, types, flag), groupedBackwardWeightCase(groups, left, right, flag)]),
+    ...[0, 1].map((flag) => groupedBackwardInputCase(groups, types, flag)),
+    ...(result === "f32" ? [0, 1].map((flag) => groupedBackwardWeightCase(groups, left, right, flag)) : []),
   ];
 }
 

@@ -21,6 +21,7 @@ export interface RunOptions {
 
 export interface Result {
   readonly bytes: Uint8Array;
+  /** Decoded at each access. */
   readonly values: Float64Array;
 }
 
@@ -35,12 +36,12 @@ const guardBytes = 192;
 
 function encode(values: Float64Array, type: ElementType): Uint8Array<ArrayBuffer> {
   const typed = {
-    f32: () => Float32Array.from(values),
-    bf16: () => Uint16Array.from(encodeBf16(values)),
+    f32: () => new Float32Array(values),
+    bf16: () => encodeBf16(values),
     f16: () => new Float16Array(values),
-    i32: () => Int32Array.from(values),
+    i32: () => new Int32Array(values),
     f64: () => values.slice(),
-    bytes: () => Uint8Array.from(values),
+    bytes: () => new Uint8Array(values),
   }[type]();
   return new Uint8Array(typed.buffer as ArrayBuffer);
 }
@@ -48,12 +49,12 @@ function encode(values: Float64Array, type: ElementType): Uint8Array<ArrayBuffer
 function decode(bytes: Uint8Array, type: ElementType): Float64Array {
   const { buffer } = bytes.slice();
   return {
-    f32: () => Float64Array.from(new Float32Array(buffer)),
+    f32: () => new Float64Array(new Float32Array(buffer)),
     bf16: () => decodeBf16(new Uint16Array(buffer)),
-    f16: () => Float64Array.from(new Float16Array(buffer)),
-    i32: () => Float64Array.from(new Int32Array(buffer)),
+    f16: () => new Float64Array(new Float16Array(buffer)),
+    i32: () => new Float64Array(new Int32Array(buffer)),
     f64: () => new Float64Array(buffer),
-    bytes: () => Float64Array.from(new Uint8Array(buffer)),
+    bytes: () => new Float64Array(new Uint8Array(buffer)),
   }[type]();
 }
 
@@ -77,15 +78,21 @@ function collect(backend: Backend, operand: Operand, { base, start, type, image 
   const after = new Uint8Array(image.length);
   backend.read(after, base);
   const end = start + operand.count * elementWidth[type];
-  for (const [i, byte] of after.entries()) {
-    const mayChange = operand.check !== null && i >= start && i < end;
-    if (!mayChange && byte !== image[i]) {
-      const where = i >= start && i < end ? "into an input" : "outside its operands";
-      throw new Error(`${title}: wrote ${where}, at byte ${i - start} of ${end - start} (${operand.count} x ${type})`);
-    }
-  }
-  const bytes = after.slice(start, end);
-  return { bytes, values: decode(bytes, type) };
+  const keep = (from: number, to: number, where: string): void => {
+    if (Buffer.compare(after.subarray(from, to), image.subarray(from, to)) === 0) return;
+    const at = after.findIndex((byte, i) => i >= from && byte !== image[i]);
+    throw new Error(`${title}: wrote ${where}, at byte ${at - start} of ${end - start} (${operand.count} x ${type})`);
+  };
+  keep(0, start, "outside its operands");
+  keep(end, image.length, "outside its operands");
+  if (operand.check === null) keep(start, end, "into an input");
+  const bytes = after.subarray(start, end);
+  return {
+    bytes,
+    get values() {
+      return decode(bytes, type);
+    },
+  };
 }
 
 /** Runs `test` on `backend`; the results of its outputs, by operand. */
