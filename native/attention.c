@@ -5,7 +5,7 @@
  * Query t sees keys lo[t]..hi[t]-1. One task is one key head and a tile of queries with the same keyBase; its rows are
  * (query, head of the group), so the packed keys serve the whole group.
  *
- * A row's order, whatever tile it is in: blocks of 64 keys counted from keyBase; a score is one chain over d; a block's sum of
+ * A row's order, whatever tile it is in: blocks of 64 keys counted from keyBase; a score is one chain over d of (scale * q) * k; a block's sum of
  * exp is four vectors added pairwise and the lane tree; an output element is one chain over its visible keys ascending. Keys that a row does
  * not see are never multiplied in, so what lies there (NaN, unwritten cache) does not matter; keys no row sees are not read.
  */
@@ -35,43 +35,73 @@ typedef struct {
   float *p;      /* [rows][64] scores, then probabilities */
   float *o;      /* [rows][padded] */
   float *m, *l;  /* [rows] running maximum and sum */
-  ptrdiff_t lo[MAX_QUERIES], hi[MAX_QUERIES];
+  float *factor; /* [rows] what the last block multiplied earlier sums by; first holds the new maximum */
+  int32_t *lo, *hi; /* [rows] keys lo..hi-1 are visible */
 } tile_memory;
 
 static ptrdiff_t queries_per_tile(ptrdiff_t group) { return moe_max(1, moe_min(MAX_QUERIES, MAX_ROWS / group)); }
 
 static void tile_memory_init(tile_memory *s, const attention_args *a, int thread) {
-  const ptrdiff_t rows = queries_per_tile(a->group) * a->group, padded = a->padded;
-  float *next = moe_thread_scratch(a->ctx, thread, (size_t)(padded * BLOCK * 2 + rows * (padded * 2 + BLOCK) + (rows + 16) * 2) * sizeof(float));
+  const ptrdiff_t rows = (queries_per_tile(a->group) * a->group + 15) / 16 * 16, padded = a->padded;
+  float *next = moe_thread_scratch(a->ctx, thread, (size_t)(padded * BLOCK * 2 + rows * (padded * 2 + BLOCK + 5)) * sizeof(float));
   s->keys = next;
   s->values = s->keys + padded * BLOCK;
   s->q = s->values + padded * BLOCK;
   s->o = s->q + rows * padded;
   s->p = s->o + rows * padded;
   s->m = s->p + rows * BLOCK;
-  s->l = s->m + rows + 16;
+  s->l = s->m + rows;
+  s->factor = s->l + rows;
+  s->lo = (int32_t *)(s->factor + rows);
+  s->hi = s->lo + rows;
 }
 
-/* Scores of one row in one block (keys from..to-1 of 64 visible) become probabilities; returns the factor for what was summed before. */
-VFN float softmax_step(float *p, ptrdiff_t from, ptrdiff_t to, float scale, float *m, float *l) {
-  const float none = -__builtin_inff();
-  v16 s[4];
+/* Masks the scores of row r against the block at key `start` and puts the new maximum of the row in factor[r]. */
+VFN void mask_row(tile_memory *s, ptrdiff_t r, ptrdiff_t start) {
+  const ptrdiff_t from = s->lo[r] - start, to = s->hi[r] - start;
+  float *p = s->p + r * BLOCK;
+  v16 x[4];
+  MOE_UNROLL
+  for (int c = 0; c < 4; c++) x[c] = v_load(p + 16 * c);
+  if (from > 0 || to < BLOCK) {
+    MOE_UNROLL
+    for (int c = 0; c < 4; c++) {
+      x[c] = v_keep(x[c], (int)moe_min(16, moe_max(0, from - 16 * c)), (int)moe_min(16, moe_max(0, to - 16 * c)), -__builtin_inff());
+      v_store(p + 16 * c, x[c]);
+    }
+  }
+  const float largest = v_largest(v_max(v_max(x[0], x[1]), v_max(x[2], x[3])));
+  s->factor[r] = s->m[r] > largest ? s->m[r] : largest;
+}
+
+/* Scores of row r become probabilities; the row's sum goes on. */
+VFN void exp_row(tile_memory *s, ptrdiff_t r) {
+  float *p = s->p + r * BLOCK;
+  const v16 shift = v_set(s->m[r]);
+  v16 x[4];
   MOE_UNROLL
   for (int c = 0; c < 4; c++) {
-    s[c] = v_mul(v_load(p + 16 * c), v_set(scale));
-    if (from > 0 || to < BLOCK) s[c] = v_keep(s[c], (int)moe_min(16, moe_max(0, from - 16 * c)), (int)moe_min(16, moe_max(0, to - 16 * c)), none);
+    x[c] = v_exp_bounded(v_sub(v_load(p + 16 * c), shift));
+    v_store(p + 16 * c, x[c]);
   }
-  float largest = v_largest(v_max(v_max(s[0], s[1]), v_max(s[2], s[3]))), before = *m;
-  largest = before > largest ? before : largest;
-  MOE_UNROLL
-  for (int c = 0; c < 4; c++) {
-    s[c] = v_exp(v_sub(s[c], v_set(largest)));
-    v_store(p + 16 * c, s[c]);
+  s->l[r] = s->l[r] * s->factor[r] + v_sum(v_add(v_add(x[0], x[1]), v_add(x[2], x[3])));
+}
+
+/* Online softmax of rows r0..r1-1 over one block. A row that sees nothing of it, now or ever, is left with probabilities of no meaning. */
+VFN void softmax_block(const attention_args *a, tile_memory *s, ptrdiff_t r0, ptrdiff_t r1, ptrdiff_t start) {
+  for (ptrdiff_t r = r0; r < r1; r++) mask_row(s, r, start);
+  for (ptrdiff_t r = r0; r < r1; r += 16) {
+    const ptrdiff_t n = v_step(r1 - r);
+    v16 largest = get(s->factor, r, n, MOE_F32), before = get(s->m, r, n, MOE_F32);
+    put(s->m, r, n, largest, MOE_F32);
+    put(s->factor, r, n, v_exp_bounded(v_sub(before, largest)), MOE_F32);
   }
-  float sum = v_sum(v_add(v_add(s[0], s[1]), v_add(s[2], s[3]))), factor = largest == before ? 1.0f : moe_exp(before - largest);
-  *m = largest;
-  *l = *l * factor + sum;
-  return factor;
+  for (ptrdiff_t r = r0; r < r1; r++) exp_row(s, r);
+  for (ptrdiff_t r = r0; r < r1; r++) {
+    if (s->factor[r] == 1.0f) continue;
+    float *o = s->o + r * a->padded;
+    for (ptrdiff_t d = 0; d < a->padded; d += 16) v_store(o + d, v_mul(v_load(o + d), v_set(s->factor[r])));
+  }
 }
 
 /* o[rows] += p . values over keys first..last-1 of the block, for rows of one register tile; each row over its own keys only. */
@@ -79,19 +109,19 @@ VFN void add_values(const attention_args *a, tile_memory *s, const float *values
   const ptrdiff_t padded = a->padded, vectors = padded / 16;
   ptrdiff_t from = 0, to = BLOCK;
   for (ptrdiff_t r = row; r < row + rows; r++) {
-    from = moe_max(from, s->lo[r / a->group] - start);
-    to = moe_min(to, s->hi[r / a->group] - start);
+    from = moe_max(from, s->lo[r] - start);
+    to = moe_min(to, s->hi[r] - start);
   }
   const int shared = from < to;
   if (!shared) from = to = BLOCK;
   for (ptrdiff_t r = row; r < row + rows; r++) {
-    ptrdiff_t first = moe_max(0, s->lo[r / a->group] - start), last = moe_min(from, moe_min(BLOCK, s->hi[r / a->group] - start));
+    ptrdiff_t first = moe_max(0, s->lo[r] - start), last = moe_min(from, moe_min(BLOCK, s->hi[r] - start));
     if (first < last) tile_multiply(s->o + r * padded, padded, s->p + r * BLOCK + first, BLOCK, 1, values + first * value_stride, value_stride, 1, vectors, last - first, 1);
   }
   if (!shared) return;
   tile_multiply(s->o + row * padded, padded, s->p + row * BLOCK + from, BLOCK, 1, values + from * value_stride, value_stride, rows, vectors, to - from, 1);
   for (ptrdiff_t r = row; r < row + rows; r++) {
-    ptrdiff_t last = moe_min(BLOCK, s->hi[r / a->group] - start);
+    ptrdiff_t last = moe_min(BLOCK, s->hi[r] - start);
     if (to < last) tile_multiply(s->o + r * padded, padded, s->p + r * BLOCK + to, BLOCK, 1, values + to * value_stride, value_stride, 1, vectors, last - to, 1);
   }
 }
@@ -102,17 +132,11 @@ VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, p
   const void *k = at(a->k, start * a->k_stride + head * D, dtype), *v = at(a->v, start * a->v_stride + head * D, dtype);
   pack_transposed(s->keys, k, a->k_stride, first, last, D, dtype);
   tile_multiply(s->p + i0 * group * BLOCK + v0, BLOCK, s->q + i0 * group * padded, padded, 1, s->keys + v0, BLOCK, (i1 - i0) * group, (last - v0 + 15) / 16, D, 0);
-  for (ptrdiff_t r = i0 * group; r < i1 * group; r++) {
-    ptrdiff_t from = moe_max(0, s->lo[r / group] - start), to = moe_min(BLOCK, s->hi[r / group] - start);
-    if (from >= to) continue;
-    float factor = softmax_step(s->p + r * BLOCK, from, to, a->scale, s->m + r, s->l + r);
-    if (factor == 1.0f) continue;
-    for (ptrdiff_t d = 0; d < padded; d += 16) v_store(s->o + r * padded + d, v_mul(v_load(s->o + r * padded + d), v_set(factor)));
-  }
+  softmax_block(a, s, i0 * group, i1 * group, start);
   const float *values = v;
   ptrdiff_t value_stride = a->v_stride;
   if (dtype == MOE_BF16 || padded != D) {
-    pack_rows(s->values + first * padded, padded, at(v, first * a->v_stride, dtype), a->v_stride, last - first, D, dtype);
+    pack_rows(s->values + first * padded, padded, at(v, first * a->v_stride, dtype), a->v_stride, last - first, D, 1.0f, dtype);
     values = s->values;
     value_stride = padded;
   }
@@ -122,9 +146,9 @@ VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, p
 VFN void finish_tile(const attention_args *a, const tile_memory *s, ptrdiff_t head, ptrdiff_t t0, ptrdiff_t queries, int dtype) {
   for (ptrdiff_t r = 0; r < queries * a->group; r++) {
     const ptrdiff_t t = t0 + r / a->group, h = head * a->group + r % a->group;
-    const int empty = s->lo[r / a->group] >= s->hi[r / a->group];
-    const v16 inverse = v_set(empty ? 0.0f : 1.0f / s->l[r]);
-    for (ptrdiff_t d = 0; d < a->D; d += 16) put(a->out, (t * a->Hq + h) * a->D + d, v_step(a->D - d), v_mul(v_load(s->o + r * a->padded + d), inverse), dtype);
+    const int empty = s->lo[r] >= s->hi[r];
+    const v16 inverse = v_set(1.0f / s->l[r]);
+    for (ptrdiff_t d = 0; d < a->D; d += 16) put(a->out, (t * a->Hq + h) * a->D + d, v_step(a->D - d), empty ? v_set(0) : v_mul(v_load(s->o + r * a->padded + d), inverse), dtype);
     if (a->lse) a->lse[h * a->T + t] = empty ? -__builtin_inff() : (float)((double)s->m[r] + moe_log((double)s->l[r]));
   }
 }
@@ -133,24 +157,25 @@ VFN void attend_tile(const attention_args *a, tile_memory *s, ptrdiff_t head, pt
   const ptrdiff_t group = a->group, padded = a->padded, D = a->D, base = a->key_base[t0];
   ptrdiff_t first = a->S, last = 0;
   for (ptrdiff_t i = 0; i < queries; i++) {
-    s->hi[i] = moe_min(a->S, a->key_end[t0 + i]);
-    s->lo[i] = a->window > 0 ? moe_max(base, s->hi[i] - a->window) : base;
-    if (s->lo[i] < s->hi[i]) {
-      first = moe_min(first, s->lo[i]);
-      last = moe_max(last, s->hi[i]);
+    const ptrdiff_t hi = moe_min(a->S, a->key_end[t0 + i]), lo = a->window > 0 ? moe_max(base, hi - a->window) : base;
+    for (ptrdiff_t r = i * group; r < (i + 1) * group; r++) {
+      s->lo[r] = (int32_t)lo;
+      s->hi[r] = (int32_t)hi;
+      s->m[r] = -__builtin_inff();
+      s->l[r] = 0.0f;
     }
-    pack_rows(s->q + i * group * padded, padded, at(a->q, (t0 + i) * a->q_stride + head * group * D, dtype), D, group, D, dtype);
-  }
-  for (ptrdiff_t r = 0; r < queries * group; r++) {
-    s->m[r] = -__builtin_inff();
-    s->l[r] = 0.0f;
+    if (lo < hi) {
+      first = moe_min(first, lo);
+      last = moe_max(last, hi);
+    }
+    pack_rows(s->q + i * group * padded, padded, at(a->q, (t0 + i) * a->q_stride + head * group * D, dtype), D, group, D, a->scale, dtype);
   }
   __builtin_memset(s->o, 0, (size_t)(queries * group * padded) * sizeof(float));
   ptrdiff_t i0 = 0, i1 = 0;
   for (ptrdiff_t start = base + (first - base) / BLOCK * BLOCK; start < last; start += BLOCK) {
-    while (i0 < queries && s->hi[i0] <= start) i0++;
-    while (i1 < queries && s->lo[i1] < start + BLOCK) i1++;
-    if (i0 < i1) attend_block(a, s, head, start, moe_max(0, s->lo[i0] - start), moe_min(BLOCK, s->hi[i1 - 1] - start), i0, i1, dtype);
+    while (i0 < queries && s->hi[i0 * group] <= start) i0++;
+    while (i1 < queries && s->lo[i1 * group] < start + BLOCK) i1++;
+    if (i0 < i1) attend_block(a, s, head, start, moe_max(0, s->lo[i0 * group] - start), moe_min(BLOCK, s->hi[(i1 - 1) * group] - start), i0, i1, dtype);
   }
   finish_tile(a, s, head, t0, queries, dtype);
 }

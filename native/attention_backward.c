@@ -80,8 +80,8 @@ VFN void backward_tile(const backward_args *a, backward_memory *s, const query_g
   const ptrdiff_t heads = a->heads, padded = a->padded, vectors = padded / 16, D = a->D, rows = queries * heads;
   const ptrdiff_t v0 = first / 16, v1 = (last + 15) / 16;
   for (ptrdiff_t i = 0; i < queries; i++) {
-    pack_rows(s->q + i * heads * padded, padded, at(a->q, (t0 + i) * a->q_stride + head * heads * D, dtype), D, heads, D, dtype);
-    pack_rows(s->d_out + i * heads * padded, padded, at(a->d_out, ((t0 + i) * a->Hq + head * heads) * D, dtype), D, heads, D, dtype);
+    pack_rows(s->q + i * heads * padded, padded, at(a->q, (t0 + i) * a->q_stride + head * heads * D, dtype), D, heads, D, 1.0f, dtype);
+    pack_rows(s->d_out + i * heads * padded, padded, at(a->d_out, ((t0 + i) * a->Hq + head * heads) * D, dtype), D, heads, D, 1.0f, dtype);
   }
   tile_multiply(s->p + v0 * 16, BLOCK, s->q, padded, 1, s->keys_t + v0 * 16, BLOCK, rows, v1 - v0, D, 0);
   tile_multiply(s->ds + v0 * 16, BLOCK, s->d_out, padded, 1, s->values_t + v0 * 16, BLOCK, rows, v1 - v0, D, 0);
@@ -112,7 +112,7 @@ VFN void backward_block(const backward_args *a, backward_memory *s, const query_
   const void *k = at(a->k, start * a->k_stride + head * D, dtype), *v = at(a->v, start * a->v_stride + head * D, dtype);
   pack_transposed(s->keys_t, k, a->k_stride, first, last, D, dtype);
   pack_transposed(s->values_t, v, a->v_stride, first, last, D, dtype);
-  pack_rows(s->keys + first * padded, padded, at(k, first * a->k_stride, dtype), a->k_stride, last - first, D, dtype);
+  pack_rows(s->keys + first * padded, padded, at(k, first * a->k_stride, dtype), a->k_stride, last - first, D, 1.0f, dtype);
   __builtin_memset(s->dk, 0, (size_t)(BLOCK * padded) * sizeof(float));
   __builtin_memset(s->dv, 0, (size_t)(BLOCK * padded) * sizeof(float));
   ptrdiff_t t = g->t0, end;

@@ -11,9 +11,10 @@
 #define MOE_MATH_H
 #include "vec.h"
 
-VFN v16 v_exp(v16 x) {
+/* exp of x <= 88.7 or NaN. */
+VFN v16 v_exp_bounded(v16 x) {
   const v16 magic = v_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-  x = v_min(v_set(89.0f), v_max(v_set(-104.0f), x));
+  x = v_max(v_set(-104.0f), x);
   v16 bits = v_fma(x, v_set(1.44269504f), magic), n = v_sub(bits, magic);
   v16 r = v_fma(n, v_set(2.12194440054690583e-4f), v_fma(n, v_set(-0.693359375f), x)); /* 0.693359375 has 9 bits: n times it is exact */
   v16 p = v_set(0x1.6a1a72p-10f);
@@ -24,6 +25,7 @@ VFN v16 v_exp(v16 x) {
   p = v_add(v_fma(v_mul(p, r), r, r), v_set(1.0f));
   return v_scale2(p, n, bits);
 }
+VFN v16 v_exp(v16 x) { return v_exp_bounded(v_min(v_set(89.0f), x)); }
 VFN float moe_exp(float x) {
   float t[V_LANES];
   v_store(t, v_exp(v_set(x)));

@@ -42,17 +42,15 @@ static void softmax(float *p, const float *z, ptrdiff_t E, float scale) {
   for (ptrdiff_t e = 0; e < E; e++) p[e] = (float)((double)p[e] / sum);
 }
 
-/* k rounds of "largest not taken yet"; a row of NaN still gives k different experts. */
+/* Keeps the best k so far in order. Only a strictly larger one passes another, so ties go to the lower index; a row of NaN still
+   gives k different experts. */
 static void top_k(int32_t *indices, const float *p, ptrdiff_t E, ptrdiff_t k) {
-  for (ptrdiff_t j = 0; j < k; j++) {
-    ptrdiff_t best = -1;
-    for (ptrdiff_t e = 0; e < E; e++) {
-      if (best >= 0 && !(p[e] > p[best])) continue;
-      int taken = 0;
-      for (ptrdiff_t i = 0; i < j; i++) taken |= indices[i] == e;
-      if (!taken) best = e;
-    }
-    indices[j] = (int32_t)best;
+  for (ptrdiff_t e = 0; e < E; e++) {
+    ptrdiff_t j = moe_min(e, k);
+    if (j == k && !(p[e] > p[indices[k - 1]])) continue;
+    if (j == k) j--;
+    for (; j > 0 && p[e] > p[indices[j - 1]]; j--) indices[j] = indices[j - 1];
+    indices[j] = (int32_t)e;
   }
 }
 

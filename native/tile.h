@@ -152,9 +152,9 @@ VFN void pack_transposed(float *t, const void *x, ptrdiff_t stride, ptrdiff_t fi
     }
 }
 
-/* out[rows][padded] (f32) = x[rows][D] (rows `stride` elements apart), the padding up to whole vectors zeros. */
-VFN void pack_rows(float *out, ptrdiff_t padded, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t D, int dtype) {
+/* out[rows][padded] (f32) = x[rows][D] (rows `stride` elements apart) * scale, the padding up to whole vectors zeros. */
+VFN void pack_rows(float *out, ptrdiff_t padded, const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t D, float scale, int dtype) {
   for (ptrdiff_t r = 0; r < rows; r++)
-    for (ptrdiff_t d = 0; d < D; d += 16) v_store(out + r * padded + d, get(at(x, r * stride, dtype), d, v_step(D - d), dtype));
+    for (ptrdiff_t d = 0; d < D; d += 16) v_store(out + r * padded + d, v_mul(get(at(x, r * stride, dtype), d, v_step(D - d), dtype), v_set(scale)));
 }
 #endif
