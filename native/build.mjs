@@ -169,25 +169,39 @@ async function buildLibrary(options) {
   if (!options.quiet) console.log(`${relative(rootDir, library)}: ${Object.keys(sets).join(", ")} (${numCompiled} of ${units.length} compiled, ${compiler.version})`);
 }
 
+/** A C table of the kernels that `objects` define: the program is static and cannot look names up itself. */
+function writeKernelTable(nm, objects, path) {
+  const result = spawnSync(nm, ["--defined-only", ...objects], { encoding: "utf8", cwd: rootDir });
+  if (result.status !== 0) fail(`native/build.mjs: ${nm} failed\n${result.stderr ?? result.error}`);
+  const names = [...new Set(Array.from(result.stdout.matchAll(/ T (moe_(?!local_)\w+_neon)$/gm), (match) => match[1]))].sort();
+  const text = [...names.map((name) => `void ${name}(void);`), "static const entry kernels[] = {", ...names.map((name) => `  {"${name}", ${name}},`), "};", ""].join("\n");
+  if (!existsSync(path) || readFileSync(path, "utf8") !== text) writeFileSync(path, text);
+}
+
 /** The NEON kernels as a static program of their own, because a machine that builds is seldom one that has NEON. */
 async function buildAarch64Harness(options) {
-  const compiler = findCompiler(process.arch === "arm64" ? ["cc", "gcc", "clang"] : ["aarch64-linux-gnu-gcc"]);
+  const isHere = process.arch === "arm64";
+  const compiler = findCompiler(isHere ? ["cc", "gcc", "clang"] : ["aarch64-linux-gnu-gcc"]);
   if (compiler === null) fail("native/build.mjs: --target aarch64 needs aarch64-linux-gnu-gcc (Debian: gcc-aarch64-linux-gnu)");
   const directory = join(rootDir, "build", "native", "aarch64-harness");
   mkdirSync(directory, { recursive: true });
   const extraFlags = options.werror ? ["-Werror"] : [];
   const units = plan(compiler, instructionSets.arm64, extraFlags, directory);
-  const harness = makeUnit(compiler, join("native", "test", "neon.c"), "", [...commonFlags, ...extraFlags, "-Inative", "-DMOE_ISA=neon"], directory);
-  const { failures } = await compileAll(compiler, [...units, harness], options.quiet);
-  report(failures, false);
+  const compiled = await compileAll(compiler, units, options.quiet);
+  report(compiled.failures, false);
+  const objects = units.map((unit) => unit.object);
+  writeKernelTable(isHere ? "nm" : "aarch64-linux-gnu-nm", objects, join(directory, "neon_kernels.inc"));
+  const flags = [...commonFlags, ...extraFlags, "-Inative", `-I${relative(rootDir, directory)}`, "-Wno-cast-function-type"];
+  const harness = makeUnit(compiler, join("native", "test", "neon.c"), "", flags, directory);
+  report((await compileAll(compiler, [harness], options.quiet)).failures, false);
   const program = join(directory, "neon");
-  link(compiler, program, ["-static", "-pthread", ...units.map((unit) => unit.object), harness.object, "-lm"]);
-  const runner = process.arch === "arm64" ? [program] : ["qemu-aarch64", program];
-  if (runner.length === 2 && versionOf("qemu-aarch64") === null) {
+  link(compiler, program, ["-static", "-pthread", ...objects, harness.object, "-lm"]);
+  if (!isHere && versionOf("qemu-aarch64") === null) {
     console.log(`${relative(rootDir, program)}: built; not run, because qemu-aarch64 is not installed (Debian: qemu-user)`);
     return;
   }
-  process.exitCode = spawnSync(runner[0], runner.slice(1), { stdio: "inherit" }).status ?? 1;
+  const runner = isHere ? [program] : ["qemu-aarch64", program];
+  process.exitCode = spawnSync(runner[0], [...runner.slice(1), "--self-test"], { stdio: "inherit" }).status ?? 1;
 }
 
 const options = parseArguments(process.argv.slice(2));

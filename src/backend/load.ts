@@ -68,7 +68,8 @@ export async function chooseEngine(options: BackendOptions = {}, env: NodeJS.Pro
     try {
       return { backend: await create(engine, request, passedOver), forced: false, passedOver };
     } catch (error) {
-      if (!(error instanceof MoeError)) throw error;
+      // What the machine lacks is a reason to take the next engine; a broken build is not.
+      if (!(error instanceof MoeError) || error.kind !== "resource") throw error;
       passedOver.push({ engine, reason: error.message });
     }
   }
