@@ -26,7 +26,9 @@ export function at(values: Float64Array | Int32Array, i: number): number {
 
 export class ReferenceMemory {
   readonly #buffers = new Map<number, ArrayBuffer>();
+  /** Ids to use again, oldest first, from `#firstFreed` on. */
   #freed: number[] = [];
+  #firstFreed = 0;
   #nextId = 1;
   #liveBytes = 0;
   #peakBytes = 0;
@@ -49,14 +51,24 @@ export class ReferenceMemory {
     if (byteLength >= span) {
       throw new MoeError("resource", `reference alloc: expected less than 4 GiB in one allocation, got ${byteLength} bytes; use the native backend`);
     }
-    const id = this.#nextId < maxId ? this.#nextId++ : this.#freed.shift();
-    if (id === undefined) throw new MoeError("resource", `reference alloc: ${maxId - 1} allocations are live, which is the limit`);
+    const id = this.#takeId();
     const buffer = new ArrayBuffer(byteLength);
     new Uint8Array(buffer).fill(0xff);
     this.#buffers.set(id, buffer);
     this.#liveBytes += byteLength;
     this.#peakBytes = Math.max(this.#peakBytes, this.#liveBytes);
     return id * span;
+  }
+
+  #takeId(): number {
+    if (this.#nextId < maxId) return this.#nextId++;
+    const id = this.#freed[this.#firstFreed++];
+    if (id === undefined) throw new MoeError("resource", `reference alloc: ${maxId - 1} allocations are live, which is the limit`);
+    if (this.#firstFreed === maxId) {
+      this.#freed = this.#freed.slice(maxId);
+      this.#firstFreed = 0;
+    }
+    return id;
   }
 
   free(ptr: Ptr): void {
