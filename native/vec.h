@@ -39,6 +39,7 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   (void)bits;
   return _mm512_scalef_ps(a, n);
 }
+#define p_clear_below(a, x, limit) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a)
 VFN vp p_load_bf16(const moe_bf16 *q) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)q)), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   __m512i u = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -62,7 +63,7 @@ typedef __m256i vpi;
 #define p_max(a, b) _mm256_max_ps(a, b)
 #define p_min(a, b) _mm256_min_ps(a, b)
 #define p_sqrt(a) _mm256_sqrt_ps(a)
-/* a * 2^n in two steps, so that only the last one rounds (subnormal results); bits: n + 1.5 * 2^23 as a float's bits. */
+/* a * 2^n in two steps, because 2^128 is no float; bits: n + 1.5 * 2^23 as a float's bits. */
 VFN vp p_scale2(vp a, vp n, vp bits) {
   __m256i i = _mm256_sub_epi32(_mm256_castps_si256(bits), _mm256_set1_epi32(0x4b400000)), half = _mm256_srai_epi32(i, 1);
   __m256i bias = _mm256_set1_epi32(127), rest = _mm256_sub_epi32(i, half);
@@ -70,6 +71,7 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   a = _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
+#define p_clear_below(a, x, limit) _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ))
 VFN vp p_load_bf16(const moe_bf16 *q) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)q)), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   __m256i u = _mm256_castps_si256(a), high = _mm256_srli_epi32(u, 16), odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -101,6 +103,7 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   a = vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(half, bias), 23)));
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
 }
+#define p_clear_below(a, x, limit) vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit)))
 VFN vp p_load_bf16(const moe_bf16 *q) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(q), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   uint32x4_t u = vreinterpretq_u32_f32(a), high = vshrq_n_u32(u, 16), odd = vandq_u32(high, vdupq_n_u32(1));
@@ -129,6 +132,7 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   a = wasm_f32x4_mul(a, wasm_i32x4_shl(wasm_i32x4_add(half, bias), 23));
   return wasm_f32x4_mul(a, wasm_i32x4_shl(wasm_i32x4_add(rest, bias), 23));
 }
+#define p_clear_below(a, x, limit) wasm_v128_andnot(a, wasm_f32x4_lt(x, limit))
 VFN vp p_load_bf16(const moe_bf16 *q) { return wasm_i32x4_shl(wasm_u32x4_load16x4(q), 16); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   v128_t high = wasm_u32x4_shr(a, 16), odd = wasm_v128_and(high, wasm_i32x4_splat(1));
@@ -173,8 +177,11 @@ V_OP2(v_min, p_min)
 VFN v16 v_sqrt(v16 a) { v16 r; V_EACH(V_S1, p_sqrt) return r; }
 /* a * b + c, one rounding where the instruction set has it. */
 VFN v16 v_fma(v16 a, v16 b, v16 c) { v16 r; V_EACH(V_S3, p_fma) return r; }
-/* a * 2^n for integral -150 <= n <= 128; bits = n + 1.5 * 2^23. */
+/* a * 2^n for integral -126 <= n <= 128; bits = n + 1.5 * 2^23. */
 VFN v16 v_scale2(v16 a, v16 b, v16 c) { v16 r; V_EACH(V_S3, p_scale2) return r; }
+
+/* a, but 0 in lanes where b < c. */
+VFN v16 v_clear_below(v16 a, v16 b, v16 c) { v16 r; V_EACH(V_S3, p_clear_below) return r; }
 
 /* Lane sums and maxima in the fixed tree (i, i+8), (i, i+4), (i, i+2), (i, i+1). */
 #if V_PARTS <= 2
