@@ -253,7 +253,7 @@ function writeWindow(config: ModelConfig): Record<string, unknown> {
 }
 function writeMoe(moe: MoeConfig, architecture: Architecture): Record<string, unknown> {
   if (architecture === "mixtral") {
-    return { num_local_experts: moe.numExperts, num_experts_per_tok: moe.topK, output_router_logits: false, router_aux_loss_coef: 0 };
+    return { num_local_experts: moe.numExperts, num_experts_per_tok: moe.topK };
   }
   const norm = moe.gateNormalization;
   return {

@@ -6,3 +6,4 @@ export { loadModel, loadParameters, readConfigJson, type LoadOptions } from "./l
 export { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";
 export { asParameter, initialParameters, parameterSpecs, totalElements, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
 export { saveModel, type SaveOptions } from "./save.ts";
+export { ggufSource, safetensorsSource, type RawTensor, type WeightSource } from "./weight-source.ts";

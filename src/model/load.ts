@@ -1,17 +1,19 @@
 /**
- * A model from a folder in Hugging Face form: `config.json` and safetensors (one file or shards).
+ * A model from a folder in Hugging Face form (`config.json` and safetensors, one file or shards), or from one GGUF file.
  *
- * Where a parameter is one tensor of the file in the type and layout that the model wants, and the backend can map files, its memory is
- * the file's own and nothing is copied; everything else is read in pieces of a few megabytes and converted on the way. Every
- * tensor of the files is accounted for: a missing, unexpected or misshapen one is an error that names the file and the tensor.
+ * Where a parameter is one tensor of the file in the type and layout that the model wants, and the backend can map files, its
+ * memory is the file's own and nothing is copied; everything else is read in pieces of a few megabytes and converted on the
+ * way. Every tensor of the files is accounted for: a missing, unexpected or misshapen one is an error that names the file and
+ * the tensor.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { MappedFile } from "../backend/backend.ts";
 import { dtypeBytes } from "../backend/kernels.ts";
-import { fromHuggingFaceConfig, storedDType } from "../config/model-huggingface.ts";
+import { openGgufWeights } from "../checkpoint/gguf-weights.ts";
+import { openModelWeights } from "../checkpoint/model-weights.ts";
+import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { openModelWeights, type ModelWeights } from "../checkpoint/model-weights.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
 import { fileError, MoeError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
@@ -19,9 +21,10 @@ import { didYouMean } from "../util/nearest.ts";
 import { Decoder } from "./decoder.ts";
 import { expertLayoutOf, huggingFacePieces, isIgnorableName, type Piece } from "./names.ts";
 import { asParameter, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
+import { ggufSource, safetensorsSource, type RawTensor, type WeightSource } from "./weight-source.ts";
 
 export interface LoadOptions {
-  /** What matrices are computed in. Default: bf16 where the file stores bf16 or f16, else f32. */
+  /** What matrices are computed in. Default: f32 where the file stores f32, else bf16. */
   readonly dtype?: ModelDType;
   /** Use the file's memory where possible (read-only: not for training). Default true. */
   readonly mapped?: boolean;
@@ -47,44 +50,44 @@ export function readConfigJson(directory: string): { json: unknown; path: string
 }
 
 /**
- * Loads the model of a folder. The caller disposes it. Errors: `file` (missing or broken files, tensors that do not fit
- * `config.json`), `configuration`, `unsupported`.
+ * Loads a model: a folder with `config.json` and safetensors, or a `.gguf` file. The caller disposes it. Errors: `file`
+ * (missing or broken files, tensors that do not fit the configuration), `configuration`, `unsupported`.
  *
  * ```ts
  * using model = loadModel(engine, "SmolLM2-135M", { dtype: "bf16" });
  * ```
  */
-export function loadModel(engine: Engine, directory: string, options: LoadOptions = {}): Decoder {
-  const { json, path } = readConfigJson(directory);
-  const config = fromHuggingFaceConfig(json, path);
-  using weights = openModelWeights(directory);
-  const dtype = options.dtype ?? (storedMatricesAre(weights, storedDType(json, path)) === "f32" ? "f32" : "bf16");
-  return new Decoder(engine, config, dtype, loadParameters(engine, weights, config, parameterSpecs(config, dtype), options));
+export function loadModel(engine: Engine, path: string, options: LoadOptions = {}): Decoder {
+  if (path.endsWith(".gguf")) {
+    using weights = openGgufWeights(path);
+    return build(engine, ggufSource(weights), fromHuggingFaceConfig(weights.config, path), options);
+  }
+  const { json, path: configPath } = readConfigJson(path);
+  const config = fromHuggingFaceConfig(json, configPath);
+  using weights = openModelWeights(path);
+  return build(engine, safetensorsSource(weights), config, options);
 }
-
-/** The type of the stored embedding, which speaks for all matrices; `stated` where it is not there. */
-function storedMatricesAre(weights: ModelWeights, stated: string | null): "f32" | "half" {
-  const stored = weights.tensors.get("model.embed_tokens.weight")?.dtype;
-  if (stored !== undefined) return stored === "F32" || stored === "F64" ? "f32" : "half";
-  return stated === null || stated === "float32" ? "f32" : "half";
+function build(engine: Engine, source: WeightSource, config: ModelConfig, options: LoadOptions): Decoder {
+  const dtype = options.dtype ?? (source.isFloat32 ? "f32" : "bf16");
+  return new Decoder(engine, config, dtype, loadParameters(engine, source, config, parameterSpecs(config, dtype), options));
 }
 
 /** Parameters by our names from open weights with Hugging Face names. The caller disposes them. Throws `file`. */
 export function loadParameters(
   engine: Engine,
-  weights: ModelWeights,
+  source: WeightSource,
   config: ModelConfig,
   specs: readonly ParameterSpec[],
   { mapped = true }: LoadOptions = {},
 ): Map<string, Tensor> {
-  const layout = expertLayoutOf(config, (name) => weights.tensors.has(name));
+  const layout = expertLayoutOf(config, (name) => source.tensors.has(name));
   const pieces = new Map(specs.map((spec) => [spec, huggingFacePieces(spec, layout)]));
-  checkTensors(weights, config, [...pieces.values()].flat());
+  checkTensors(source, config, [...pieces.values()].flat());
   const maps = mapped ? new FileMaps(engine) : null;
   const parameters = new Map<string, Tensor>();
   try {
     for (const [spec, list] of pieces) {
-      const tensor = (maps === null ? null : mappedTensor(maps, weights, spec, list)) ?? copiedTensor(engine, weights, spec, list);
+      const tensor = (maps === null ? null : mappedTensor(maps, source, spec, list)) ?? copiedTensor(engine, source, spec, list);
       parameters.set(spec.name, asParameter(tensor, spec.name));
     }
   } catch (error) {
@@ -96,7 +99,7 @@ export function loadParameters(
   return parameters;
 }
 
-function checkTensors(weights: ModelWeights, config: ModelConfig, pieces: readonly Piece[]): void {
+function checkTensors(weights: WeightSource, config: ModelConfig, pieces: readonly Piece[]): void {
   const expected = new Set(pieces.map(({ name }) => name));
   const unexpected = [...weights.tensors.keys()].filter((name) => !expected.has(name) && !isIgnorableName(name, config));
   const scale = unexpected.find((name) => name.endsWith(".weight_scale"));
@@ -106,8 +109,8 @@ function checkTensors(weights: ModelWeights, config: ModelConfig, pieces: readon
     if (entry === undefined) throw fileError(weights.path, `tensor ${name} [${shape.join(", ")}]`, `none${didYouMean(name, unexpected)}`);
     if (entry.shape.join() === shape.join()) continue;
     const isVocabulary = (name === "model.embed_tokens.weight" || name === "lm_head.weight") && entry.shape[0] !== config.vocabSize;
-    const reason = isVocabulary ? ` (config.json has vocab_size ${config.vocabSize}, the tensor ${entry.shape[0]} rows)` : "";
-    throw fileError(weights.path, `tensor ${name} of shape [${shape.join(", ")}], from config.json`, `[${entry.shape.join(", ")}]${reason}`);
+    const reason = isVocabulary ? ` (the configuration has vocab_size ${config.vocabSize}, the tensor ${entry.shape[0]} rows)` : "";
+    throw fileError(weights.path, `tensor ${name} of shape [${shape.join(", ")}], from the configuration`, `[${entry.shape.join(", ")}]${reason}`);
   }
   if (unexpected.length === 0) return;
   const some = unexpected.slice(0, 5).join(", ") + (unexpected.length > 5 ? `, ... (${unexpected.length} in all)` : "");
@@ -150,38 +153,38 @@ class FileMaps {
   }
 }
 
-function mappedTensor(maps: FileMaps, weights: ModelWeights, spec: ParameterSpec, [piece, ...more]: readonly Piece[]): Tensor | null {
+function mappedTensor(maps: FileMaps, source: WeightSource, spec: ParameterSpec, [piece, ...more]: readonly Piece[]): Tensor | null {
   if (piece === undefined || more.length > 0) return null;
-  const entry = weights.entry(piece.name);
-  const file = weights.files.find((candidate) => candidate.tensors.get(piece.name) === entry);
-  if (file === undefined || entry.dtype !== (spec.dtype === "f32" ? "F32" : "BF16")) return null;
-  return maps.tensor(file.path, entry.offset, spec);
+  const raw = source.raw(piece.name);
+  return raw === null || raw.dtype !== spec.dtype ? null : maps.tensor(raw.path, raw.offset, spec);
 }
 
-function copiedTensor(engine: Engine, weights: ModelWeights, spec: ParameterSpec, pieces: readonly Piece[]): Tensor {
+function copiedTensor(engine: Engine, source: WeightSource, spec: ParameterSpec, pieces: readonly Piece[]): Tensor {
   const tensor = engine.detached(spec.shape, spec.dtype);
   try {
-    for (const piece of pieces) copyPiece(tensor, weights, piece);
+    for (const piece of pieces) {
+      const raw = source.raw(piece.name);
+      if (raw !== null && raw.dtype === spec.dtype) copyBytes(tensor, raw, piece);
+      else convert(tensor, source, piece);
+    }
   } catch (error) {
     tensor.dispose();
     throw error;
   }
   return tensor;
 }
-function copyPiece(tensor: Tensor, weights: ModelWeights, piece: Piece): void {
-  const { backend } = tensor.engine;
+function copyBytes(tensor: Tensor, raw: RawTensor, piece: Piece): void {
   const bytes = dtypeBytes[tensor.dtype];
-  const sameType = weights.entry(piece.name).dtype === (tensor.dtype === "f32" ? "F32" : "BF16");
   for (let done = 0; done < piece.numElements; done += chunkElements) {
-    const n = Math.min(chunkElements, piece.numElements - done);
-    if (sameType) {
-      const chunk = new Uint8Array(n * bytes);
-      weights.read(piece.name, chunk, (piece.fileOffset + done) * bytes);
-      backend.write(tensor.ptr + (piece.offset + done) * bytes, chunk);
-    } else {
-      const chunk = new Float32Array(n);
-      weights.readFloat32(piece.name, chunk, piece.fileOffset + done);
-      writeElements(tensor, piece.offset + done, chunk);
-    }
+    const chunk = new Uint8Array(Math.min(chunkElements, piece.numElements - done) * bytes);
+    raw.read(chunk, (piece.fileOffset + done) * bytes);
+    tensor.engine.backend.write(tensor.ptr + (piece.offset + done) * bytes, chunk);
+  }
+}
+function convert(tensor: Tensor, source: WeightSource, piece: Piece): void {
+  for (let done = 0; done < piece.numElements; done += chunkElements) {
+    const chunk = new Float32Array(Math.min(chunkElements, piece.numElements - done));
+    source.readFloat32(piece.name, chunk, piece.fileOffset + done);
+    writeElements(tensor, piece.offset + done, chunk);
   }
 }
