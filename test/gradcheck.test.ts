@@ -8,10 +8,18 @@ function square(x: Tensor, backwardFactor: number, { overwrite = false, leak = f
   const { engine } = x;
   const { tape } = engine;
   const values = x.toFloat32Array();
-  const out = engine.from(values.map((value) => value * value), x.shape, x.dtype);
+  const out = engine.from(
+    values.map((value) => value * value),
+    x.shape,
+    x.dtype,
+  );
   tape?.record([x], out, [], (dOut) => {
     const upstream = dOut.toFloat32Array();
-    const dx = engine.from(values.map((value, i) => backwardFactor * value * (upstream[i] ?? 0)), x.shape, x.dtype);
+    const dx = engine.from(
+      values.map((value, i) => backwardFactor * value * (upstream[i] ?? 0)),
+      x.shape,
+      x.dtype,
+    );
     if (leak) engine.detached([1], "f32");
     if (overwrite) tape.takeGrad(x)?.dispose();
     tape.addGrad(x, dx);
@@ -34,6 +42,8 @@ describe("checkGradients", () => {
     expect(() => checkGradients({ inputs, run: ({ x }) => (x ? [square(x, 2, { leak: true })] : []) })).toThrow("bytes are still alive");
   });
   it("rejects a missing gradient", () => {
-    expect(() => checkGradients({ inputs, run: ({ x }, engine) => (x ? [engine.withTape(null, () => add(x, scale(x, 2)))] : []) })).toThrow("finite differences");
+    expect(() => checkGradients({ inputs, run: ({ x }, engine) => (x ? [engine.withTape(null, () => add(x, scale(x, 2)))] : []) })).toThrow(
+      "finite differences",
+    );
   });
 });

@@ -64,9 +64,17 @@ export function checkGradients(check: GradientCheck): Gradients {
   }
   const bf16Tolerance = check.bf16Tolerance === undefined ? 0.03 : check.bf16Tolerance;
   if (bf16Tolerance !== null) {
-    const rounded = Object.fromEntries(Object.entries(values).map(([name, data]) => [name, check.inputs[name]?.bf16 === false ? data : roundedToBf16(data)]));
+    const rounded = Object.fromEntries(
+      Object.entries(values).map(([name, data]) => [name, check.inputs[name]?.bf16 === false ? data : roundedToBf16(data)]),
+    );
     compare("bf16", analytic(check, rounded, { bf16: true }), analytic(check, rounded, {}), bf16Tolerance);
-    if (check.asParameters !== false) compare("bf16 parameters", analytic(check, rounded, { bf16: true, parameters: true, passes: 1 }), analytic(check, rounded, {}), bf16Tolerance);
+    if (check.asParameters !== false)
+      compare(
+        "bf16 parameters",
+        analytic(check, rounded, { bf16: true, parameters: true, passes: 1 }),
+        analytic(check, rounded, {}),
+        bf16Tolerance,
+      );
   }
   return plain;
 }
@@ -89,7 +97,9 @@ function analytic(check: GradientCheck, values: Values, variant: Variant): Gradi
       using tape = new Tape(engine);
       engine.scope(() => {
         const run = (): readonly Tensor[] =>
-          variant.recomputed === true ? recomputeMany(engine, Object.values(inputs), (again) => check.run(named(inputs, again), engine)) : check.run(inputs, engine);
+          variant.recomputed === true
+            ? recomputeMany(engine, Object.values(inputs), (again) => check.run(named(inputs, again), engine))
+            : check.run(inputs, engine);
         const seeded = (outputs: readonly Tensor[], salt: number) =>
           outputs.map((value, i) => ({ value, grad: engine.from(projection(value.size, i, salt), value.shape, value.dtype) }));
         const roots = engine.withTape(tape, () => {
@@ -103,7 +113,8 @@ function analytic(check: GradientCheck, values: Values, variant: Variant): Gradi
         if (input.parameter !== null) result[name] = input.parameter.grad?.toFloat32Array() ?? new Float32Array(input.size);
         else {
           using grad = tape.takeGrad(input);
-          if (grad !== null && grad.dtype !== input.dtype) throw new Error(`the gradient of ${name} is ${grad.dtype}, the value ${input.dtype}`);
+          if (grad !== null && grad.dtype !== input.dtype)
+            throw new Error(`the gradient of ${name} is ${grad.dtype}, the value ${input.dtype}`);
           result[name] = grad?.toFloat32Array() ?? new Float32Array(input.size);
         }
       }
@@ -158,7 +169,12 @@ export function withEngine<T>(fn: (engine: Engine) => T): T {
   return result;
 }
 
-function makeInputs(engine: Engine, check: GradientCheck, values: Values, { bf16 = false, parameters = false }: Variant): Record<string, Tensor> {
+function makeInputs(
+  engine: Engine,
+  check: GradientCheck,
+  values: Values,
+  { bf16 = false, parameters = false }: Variant,
+): Record<string, Tensor> {
   const made: Record<string, Tensor> = {};
   for (const [name, { shape, bf16: allowed = true }] of Object.entries(check.inputs)) {
     const dtype: DType = bf16 && allowed ? "bf16" : "f32";
@@ -219,7 +235,9 @@ function compare(what: string, got: Gradients, expected: Gradients, tolerance: n
       norm += value ** 2;
     });
     if (!(Math.sqrt(difference) <= tolerance * Math.sqrt(norm))) {
-      throw new Error(`${what}: the gradient of ${name} deviates by ${Math.sqrt(difference / norm)} of its norm (allowed ${tolerance}): ${other.slice(0, 8).join(", ")} against ${values.slice(0, 8).join(", ")}`);
+      throw new Error(
+        `${what}: the gradient of ${name} deviates by ${Math.sqrt(difference / norm)} of its norm (allowed ${tolerance}): ${other.slice(0, 8).join(", ")} against ${values.slice(0, 8).join(", ")}`,
+      );
     }
   }
 }

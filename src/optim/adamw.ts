@@ -126,8 +126,21 @@ export class AdamW implements Disposable {
       if (grad === null) continue;
       const [weightPtr, masterPtr] = master === null ? [0, parameter.ptr] : [parameter.ptr, master.ptr];
       kernels.adamwStep(
-        weightPtr, masterPtr, expAvg.ptr, expAvgSq.ptr, grad.ptr, parameter.size,
-        learningRate, beta1, beta2, eps, weightDecay, biasCorrection1, biasCorrection2, factor, dtypeCodes[parameter.dtype],
+        weightPtr,
+        masterPtr,
+        expAvg.ptr,
+        expAvgSq.ptr,
+        grad.ptr,
+        parameter.size,
+        learningRate,
+        beta1,
+        beta2,
+        eps,
+        weightDecay,
+        biasCorrection1,
+        biasCorrection2,
+        factor,
+        dtypeCodes[parameter.dtype],
       );
       parameter.storage.version++;
     }
@@ -156,7 +169,8 @@ export class AdamW implements Disposable {
    */
   loadState(state: AdamWState): void {
     const own = this.state().tensors;
-    if (!(Number.isSafeInteger(state.step) && state.step >= 0)) throw new MoeError("file", `optimizer state: expected a step count, got ${state.step}`);
+    if (!(Number.isSafeInteger(state.step) && state.step >= 0))
+      throw new MoeError("file", `optimizer state: expected a step count, got ${state.step}`);
     for (const name of state.tensors.keys()) {
       if (!own.has(name)) throw new MoeError("file", `optimizer state: unexpected tensor ${name}${didYouMean(name, own.keys())}`);
     }
@@ -206,6 +220,10 @@ function checkOptions({ beta1, beta2, eps, weightDecay }: AdamWOptions): void {
     ["eps", eps, eps > 0 && eps < Infinity],
     ["weightDecay", weightDecay, weightDecay >= 0 && weightDecay < Infinity],
   ] as const) {
-    if (!fits) throw new MoeError("configuration", `AdamW: ${name} must be ${name.startsWith("beta") ? "in [0, 1)" : name === "eps" ? "above 0" : "0 or more"}, got ${value}`);
+    if (!fits)
+      throw new MoeError(
+        "configuration",
+        `AdamW: ${name} must be ${name.startsWith("beta") ? "in [0, 1)" : name === "eps" ? "above 0" : "0 or more"}, got ${value}`,
+      );
   }
 }

@@ -4,7 +4,9 @@ import { describe, expect, it } from "vitest";
 import { learningRateAt, parseSchedule, type Schedule } from "./schedule.ts";
 
 // Written by test/golden/optim/make.py with the schedules of transformers, as factors of a peak rate of 1.
-const golden: Readonly<Record<string, number[]>> = JSON.parse(readFileSync(new URL("../../test/golden/optim/schedules.json", import.meta.url), "utf8"));
+const golden: Readonly<Record<string, number[]>> = JSON.parse(
+  readFileSync(new URL("../../test/golden/optim/schedules.json", import.meta.url), "utf8"),
+);
 
 const wsd = { name: "wsd", learningRate: 1, minLearningRate: 0.2, warmupSteps: 3, decaySteps: 8, totalSteps: 18 } as const;
 const schedules: Readonly<Record<string, Schedule>> = {
@@ -33,7 +35,10 @@ describe("learningRateAt", () => {
     expect(learningRateAt({ name: "constant", learningRate: 3e-4, warmupSteps: 10 }, 1e6)).toBe(3e-4);
     expect(learningRateAt({ name: "linear", ...base }, 50)).toBeCloseTo(1.65e-4, 12);
     expect(learningRateAt({ name: "cosine", ...base }, 25)).toBeCloseTo(3e-5 + 2.7e-4 * 0.5 * (1 + Math.SQRT1_2), 12);
-    expect(learningRateAt({ name: "wsd", ...base, decaySteps: 20, decay: "sqrt" }, 85)).toBeCloseTo(3e-5 + 2.7e-4 * (1 - Math.sqrt(5 / 20)), 12);
+    expect(learningRateAt({ name: "wsd", ...base, decaySteps: 20, decay: "sqrt" }, 85)).toBeCloseTo(
+      3e-5 + 2.7e-4 * (1 - Math.sqrt(5 / 20)),
+      12,
+    );
     expect(learningRateAt({ name: "wsd", ...base, decaySteps: 0, decay: "sqrt" }, 99)).toBe(3e-4);
     expect(learningRateAt({ name: "wsd", ...base, decaySteps: 0, decay: "sqrt" }, 100)).toBe(3e-5);
   });
@@ -55,7 +60,8 @@ describe("learningRateAt", () => {
 
 describe("parseSchedule", () => {
   it("gives back what is right", () => {
-    for (const schedule of [...Object.values(schedules), { name: "constant", learningRate: 0, warmupSteps: 0 }]) expect(parseSchedule({ ...schedule })).toEqual(schedule);
+    for (const schedule of [...Object.values(schedules), { name: "constant", learningRate: 0, warmupSteps: 0 }])
+      expect(parseSchedule({ ...schedule })).toEqual(schedule);
   });
   it.each([
     [{ name: "cosin" }, 'schedule.name: expected one of constant, linear, cosine, wsd, got "cosin" (did you mean "cosine"?)'],

@@ -90,22 +90,29 @@ export function parseSchedule(value: unknown, path = "schedule"): Schedule {
   const fail = (message: string): never => {
     throw new MoeError("configuration", `${path}${message}`);
   };
-  if (typeof value !== "object" || value === null || Array.isArray(value)) return fail(`: expected an object, got ${JSON.stringify(value)}`);
+  if (typeof value !== "object" || value === null || Array.isArray(value))
+    return fail(`: expected an object, got ${JSON.stringify(value)}`);
   const fields = new Map<string, unknown>(Object.entries(value));
   const given = fields.get("name");
   const names = Object.keys(scheduleFields);
-  const name = isScheduleName(given) ? given : fail(`.name: expected one of ${names.join(", ")}, got ${JSON.stringify(given)}${didYouMean(String(given), names)}`);
+  const name = isScheduleName(given)
+    ? given
+    : fail(`.name: expected one of ${names.join(", ")}, got ${JSON.stringify(given)}${didYouMean(String(given), names)}`);
   const known: readonly string[] = ["name", ...scheduleFields[name]];
   for (const key of fields.keys()) if (!known.includes(key)) fail(`: unknown field ${key} of ${name}${didYouMean(key, known)}`);
   for (const key of known) if (!fields.has(key)) fail(`: ${name} needs ${key}`);
 
   const rate = (key: string, least: number): number => {
     const got = fields.get(key);
-    return typeof got === "number" && Number.isFinite(got) && got >= least ? got : fail(`.${key}: expected a finite number of at least ${least}, got ${JSON.stringify(got)}`);
+    return typeof got === "number" && Number.isFinite(got) && got >= least
+      ? got
+      : fail(`.${key}: expected a finite number of at least ${least}, got ${JSON.stringify(got)}`);
   };
   const count = (key: string, least: number): number => {
     const got = fields.get(key);
-    return typeof got === "number" && Number.isSafeInteger(got) && got >= least ? got : fail(`.${key}: expected an integer of at least ${least}, got ${JSON.stringify(got)}`);
+    return typeof got === "number" && Number.isSafeInteger(got) && got >= least
+      ? got
+      : fail(`.${key}: expected an integer of at least ${least}, got ${JSON.stringify(got)}`);
   };
   const warmup = { learningRate: rate("learningRate", 0), warmupSteps: count("warmupSteps", 0) };
   if (name === "constant") return { name, ...warmup };
@@ -115,9 +122,13 @@ export function parseSchedule(value: unknown, path = "schedule"): Schedule {
   if (warmupSteps > totalSteps) fail(`: warmupSteps ${warmupSteps} is more than totalSteps ${totalSteps}`);
   if (name !== "wsd") return { name, ...decay };
   const decaySteps = count("decaySteps", 0);
-  if (warmupSteps + decaySteps > totalSteps) fail(`: warmupSteps ${warmupSteps} + decaySteps ${decaySteps} is more than totalSteps ${totalSteps}`);
+  if (warmupSteps + decaySteps > totalSteps)
+    fail(`: warmupSteps ${warmupSteps} + decaySteps ${decaySteps} is more than totalSteps ${totalSteps}`);
   const shape = decayShapes.find((candidate) => candidate === fields.get("decay"));
-  if (shape === undefined) return fail(`.decay: expected one of ${decayShapes.join(", ")}, got ${JSON.stringify(fields.get("decay"))}${didYouMean(String(fields.get("decay")), decayShapes)}`);
+  if (shape === undefined)
+    return fail(
+      `.decay: expected one of ${decayShapes.join(", ")}, got ${JSON.stringify(fields.get("decay"))}${didYouMean(String(fields.get("decay")), decayShapes)}`,
+    );
   return { name, ...decay, decaySteps, decay: shape };
 }
 

@@ -20,7 +20,32 @@ function gradOf(tape: Tape, x: Tensor): number[] | null {
   return grad === null ? null : [...grad.toFloat32Array()];
 }
 
+function layer(x: Tensor, w: Tensor): Tensor {
+  return swiglu(linear(x, w), castTo(linear(x, w), x.dtype));
+}
+
 describe("Tape", () => {
+  it("does what the example in its header says", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const x = engine.from([1, -2, 0.5, 3], [2, 2], "f32");
+        const gate = engine.from([1, 0, 0, 1, 0.5, -1], [3, 2], "f32");
+        gate.requiresGrad = true;
+        gate.parameter = { name: "gate", grad: null, gradIsSet: false };
+        const gradient = (coefficient: number): Float32Array => {
+          using tape = new Tape(engine);
+          const loss = engine.withTape(tape, () => balanceLoss(router(linear(x, gate), { topK: 2, normalization: null }).probs));
+          tape.backward([{ value: loss, grad: coefficient }]);
+          return gate.parameter?.grad?.toFloat32Array() ?? new Float32Array();
+        };
+        const plain = gradient(1);
+        if (gate.parameter !== null) gate.parameter.gradIsSet = false;
+        expect(plain.some((value) => Math.abs(value) > 0.01)).toBe(true);
+        gradient(0.01).forEach((value, i) => expect(value).toBeCloseTo(0.01 * (plain[i] ?? NaN), 7));
+        gate.parameter?.grad?.dispose();
+      }),
+    );
+  });
   it("does not let an input's later gradient reach another input that shares the first one's memory", () => {
     withEngine((engine) =>
       engine.scope(() => {
@@ -30,7 +55,10 @@ describe("Tape", () => {
         const roots = engine.withTape(tape, () => {
           const extra = scale(a, 5);
           const total = add(a, b);
-          return [{ value: total, grad: seed }, { value: extra, grad: 1 }];
+          return [
+            { value: total, grad: seed },
+            { value: extra, grad: 1 },
+          ];
         });
         tape.backward(roots);
         expect(gradOf(tape, a)).toEqual([6, 15]);
@@ -53,7 +81,10 @@ describe("Tape", () => {
   it("frees what a node saved as soon as it has run, and everything when it is disposed", () => {
     withEngine((engine) => {
       const live = (): number => engine.backend.liveBytes;
-      const x = leaf(engine, Array.from({ length: 64 }, (_, i) => i / 64));
+      const x = leaf(
+        engine,
+        Array.from({ length: 64 }, (_, i) => i / 64),
+      );
       const before = live();
       using tape = new Tape(engine);
       const y = engine.withTape(tape, () =>
@@ -150,7 +181,6 @@ describe("Tape", () => {
 
 describe("recompute", () => {
   const inputs = { x: { shape: [2, 3] }, w: { shape: [3, 3] } };
-  const layer = (x: Tensor, w: Tensor): Tensor => swiglu(linear(x, w), castTo(linear(x, w), x.dtype));
 
   it("has the gradients of finite differences inside recompute, twice around, and between plain layers", () => {
     checkGradients({
@@ -164,7 +194,7 @@ describe("recompute", () => {
     });
   });
   it("gives several outputs, of which some may get no gradient", () => {
-    const run = (used: readonly number[]) =>
+    for (const used of [[0, 2], [0], [2]]) {
       checkGradients({
         inputs: { x: { shape: [3, 4], bf16: false } },
         bf16Tolerance: null,
@@ -178,14 +208,15 @@ describe("recompute", () => {
           return used.flatMap((i) => outputs[i] ?? []);
         },
       });
-    run([0, 2]);
-    run([0]);
-    run([2]);
+    }
   });
   it("keeps only inputs and outputs until the backward pass", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        const x = leaf(engine, Array.from({ length: 64 }, () => 1));
+        const x = leaf(
+          engine,
+          Array.from({ length: 64 }, () => 1),
+        );
         using tape = new Tape(engine);
         const before = engine.backend.liveBytes;
         const y = engine.withTape(tape, () => recompute(engine, [x], ([h]) => (h ? swiglu(scale(h, 2), scale(h, 3)) : x)));
@@ -214,7 +245,9 @@ describe("recompute", () => {
         using tape = new Tape(engine);
         const [x, hidden] = [leaf(engine, [1]), leaf(engine, [2])];
         const y = engine.withTape(tape, () => recompute(engine, [x], ([h]) => (h ? add(h, hidden) : x)));
-        expect(() => tape.backward([{ value: y, grad: 1 }])).toThrow("the span uses 1 differentiable tensors that are neither inputs nor parameters");
+        expect(() => tape.backward([{ value: y, grad: 1 }])).toThrow(
+          "the span uses 1 differentiable tensors that are neither inputs nor parameters",
+        );
       }),
     );
   });
@@ -223,7 +256,9 @@ describe("recompute", () => {
       engine.scope(() => {
         using tape = new Tape(engine);
         const x = leaf(engine, [1]);
-        expect(() => engine.withTape(tape, () => recompute(engine, [x], () => x.view(1, 1)))).toThrow("recompute: the span returned one of its inputs");
+        expect(() => engine.withTape(tape, () => recompute(engine, [x], () => x.view(1, 1)))).toThrow(
+          "recompute: the span returned one of its inputs",
+        );
       }),
     );
   });

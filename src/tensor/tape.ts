@@ -5,6 +5,14 @@
  *
  * Gradients of values have the value's dtype and live here; gradients of parameters are f32 and live in the parameter,
  * over any number of backward passes, until the optimizer clears them.
+ *
+ * ```ts
+ * using tape = new Tape(engine);
+ * const loss = engine.withTape(tape, () => balanceLoss(router(linear(x, gate), { topK: 2, normalization: null }).probs));
+ * tape.backward([{ value: loss, grad: 0.01 }]); // gate.parameter.grad now holds 0.01 * the gradient
+ * ```
+ *
+ * Not here: second derivatives (nothing is recorded during a backward), broadcasting, and any op.
  */
 import { dtypeCodes, type DType, type Ptr } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
@@ -67,7 +75,12 @@ export class Tape implements Disposable {
       if (dOut !== undefined && dOut !== null) backward(dOut, kept);
     });
   }
-  #push<S extends Saved>(outputs: readonly Tensor[], inPlace: boolean, saved: S, backward: (dOuts: readonly (Tensor | null)[], saved: S) => void): void {
+  #push<S extends Saved>(
+    outputs: readonly Tensor[],
+    inPlace: boolean,
+    saved: S,
+    backward: (dOuts: readonly (Tensor | null)[], saved: S) => void,
+  ): void {
     this.#nodes.push({
       outputIds: outputs.map((output) => output.valueId),
       inPlace,
@@ -102,7 +115,8 @@ export class Tape implements Disposable {
   /** Adds `g` (x's size, f32 or x's dtype) to the gradient of `x`; shares g's memory where x has none yet. */
   addGrad(x: Tensor, g: Tensor): void {
     if (!x.requiresGrad) return;
-    if (g.size !== x.size) throw new MoeError("internal", `a gradient of shape [${g.shape.join(", ")}] for a value of shape [${x.shape.join(", ")}]`);
+    if (g.size !== x.size)
+      throw new MoeError("internal", `a gradient of shape [${g.shape.join(", ")}] for a value of shape [${x.shape.join(", ")}]`);
     if (x.parameter === null && g.dtype !== x.dtype) {
       using converted = this.engine.detached(x.shape, x.dtype);
       this.engine.cast(converted, g);
@@ -124,7 +138,11 @@ export class Tape implements Disposable {
    * it (0), and the element type there. `dtype` is the one type that the kernel can write (absent: any); where it is not
    * that of the gradient, the result is converted and added. `addOnly`: the kernel can only add. Not called when x wants no gradient.
    */
-  writeGrad(x: Tensor, { dtype, addOnly = false }: { dtype?: DType; addOnly?: boolean }, write: (ptr: Ptr, accumulate: 0 | 1, dtype: DType) => void): void {
+  writeGrad(
+    x: Tensor,
+    { dtype, addOnly = false }: { dtype?: DType; addOnly?: boolean },
+    write: (ptr: Ptr, accumulate: 0 | 1, dtype: DType) => void,
+  ): void {
     if (!x.requiresGrad) return;
     const gradDtype = x.parameter === null ? x.dtype : "f32";
     if (dtype === undefined || dtype === gradDtype) {
@@ -192,7 +210,10 @@ export class Tape implements Disposable {
       }
       for (const [i, tensor] of node.saved.entries()) {
         if (tensor !== null && tensor.storage.version !== node.versions[i]) {
-          throw new MoeError("internal", `a tensor of shape [${tensor.shape.join(", ")}] saved for the backward pass was changed in place afterwards`);
+          throw new MoeError(
+            "internal",
+            `a tensor of shape [${tensor.shape.join(", ")}] saved for the backward pass was changed in place afterwards`,
+          );
         }
       }
       this.engine.scope(() => {
@@ -230,12 +251,17 @@ export function recompute(engine: Engine, inputs: readonly Tensor[], fn: (inputs
 }
 
 /** `recompute` for a span with several outputs (a layer's hidden states and its balance loss). i32 outputs are not differentiable. */
-export function recomputeMany(engine: Engine, inputs: readonly Tensor[], fn: (inputs: readonly Tensor[]) => readonly Tensor[]): readonly Tensor[] {
+export function recomputeMany(
+  engine: Engine,
+  inputs: readonly Tensor[],
+  fn: (inputs: readonly Tensor[]) => readonly Tensor[],
+): readonly Tensor[] {
   const tape = engine.tape;
   if (tape === null) return engine.scope(() => fn(inputs));
   const outputs = engine.withTape(null, () => engine.scope(() => fn(inputs)));
   const inputIds = new Set(inputs.map((input) => input.valueId));
-  if (outputs.some((output) => inputIds.has(output.valueId))) throw new MoeError("internal", "recompute: the span returned one of its inputs");
+  if (outputs.some((output) => inputIds.has(output.valueId)))
+    throw new MoeError("internal", "recompute: the span returned one of its inputs");
   const differentiable = outputs.map((output) => output.dtype !== "i32");
   for (const [i, output] of outputs.entries()) output.requiresGrad = differentiable[i] === true;
   const roots = outputs.filter((output) => output.requiresGrad);
@@ -249,7 +275,11 @@ export function recomputeMany(engine: Engine, inputs: readonly Tensor[], fn: (in
       if (grad !== null) tape.addGrad(input, grad);
     }
     // What is left belongs to values from outside that the span used without naming them: it would be lost.
-    if (inner.numGrads > 0) throw new MoeError("internal", `recompute: the span uses ${inner.numGrads} differentiable tensors that are neither inputs nor parameters`);
+    if (inner.numGrads > 0)
+      throw new MoeError(
+        "internal",
+        `recompute: the span uses ${inner.numGrads} differentiable tensors that are neither inputs nor parameters`,
+      );
   });
   return outputs;
 }

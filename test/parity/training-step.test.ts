@@ -8,7 +8,27 @@ import { describe, expect, test } from "vitest";
 import type { Backend } from "../../src/backend/backend.ts";
 import { createReferenceBackend } from "../../src/backend/reference/index.ts";
 import { AdamW } from "../../src/optim/index.ts";
-import { add, attention, balanceLoss, castTo, combine, dispatch, embedding, Engine, groupedLinear, linear, linearCrossEntropy, makeRopeTable, recomputeMany, rmsNorm, ropeInPlace, router, swiglu, Tape, type Tensor } from "../../src/tensor/index.ts";
+import {
+  add,
+  attention,
+  balanceLoss,
+  castTo,
+  combine,
+  dispatch,
+  embedding,
+  Engine,
+  groupedLinear,
+  linear,
+  linearCrossEntropy,
+  makeRopeTable,
+  recomputeMany,
+  rmsNorm,
+  ropeInPlace,
+  router,
+  swiglu,
+  Tape,
+  type Tensor,
+} from "../../src/tensor/index.ts";
 import { Random } from "../../src/util/random.ts";
 import { onEveryEngine } from "./harness/suite.ts";
 
@@ -32,8 +52,20 @@ interface Run {
 type Weights = Readonly<Record<keyof typeof shapes, Tensor>>;
 
 const shapes = {
-  embedding: [V, H], norm1: [H], q: [numHeads * headDim, H], k: [numKvHeads * headDim, H], v: [numKvHeads * headDim, H],
-  qNorm: [headDim], bias: [numKvHeads * headDim], o: [H, numHeads * headDim], norm2: [H], gate: [E, H], w1: [E, F, H], w3: [E, F, H], w2: [E, H, F], norm3: [H],
+  embedding: [V, H],
+  norm1: [H],
+  q: [numHeads * headDim, H],
+  k: [numKvHeads * headDim, H],
+  v: [numKvHeads * headDim, H],
+  qNorm: [headDim],
+  bias: [numKvHeads * headDim],
+  o: [H, numHeads * headDim],
+  norm2: [H],
+  gate: [E, H],
+  w1: [E, F, H],
+  w3: [E, F, H],
+  w2: [E, H, F],
+  norm3: [H],
 } as const satisfies Record<string, readonly number[]>;
 /** What kernels take in f32 whatever the model's type. */
 const alwaysF32 = new Set(["norm1", "norm2", "norm3", "qNorm", "bias", "gate"]);
@@ -53,7 +85,12 @@ function makeWeights(engine: Engine, dtype: Options["dtype"]): Weights {
 
 /** One pre-norm layer: [T, H] and the balance loss. Two packed documents of 11 and 8 tokens, a window of 5. */
 function layer(engine: Engine, w: Weights, x: Tensor, capacity: number): [Tensor, Tensor] {
-  const i32 = (value: (t: number) => number): Tensor => engine.from(Array.from({ length: T }, (_, t) => value(t)), [T], "i32");
+  const i32 = (value: (t: number) => number): Tensor =>
+    engine.from(
+      Array.from({ length: T }, (_, t) => value(t)),
+      [T],
+      "i32",
+    );
   const positions = i32((t) => (t < 11 ? t : t - 11));
   const table = makeRopeTable(engine, Float32Array.of(1, 0.3, 0.1, 0.03), 11, 1);
   const normed = rmsNorm(x, w.norm1, 1e-5);
@@ -65,13 +102,22 @@ function layer(engine: Engine, w: Weights, x: Tensor, capacity: number): [Tensor
   const seen = attention(q, k, linear(normed, w.v), { numHeads, numKvHeads, headDim, ...bounds, window: 5, scale: headDim ** -0.5 });
   const attended = add(x, linear(seen, w.o));
   const normed2 = rmsNorm(attended, w.norm2, 1e-5);
-  const { probs, weights, indices } = router(linear(castTo(normed2, "f32"), w.gate), { topK: 2, normalization: { lambda: 1, epsilon: 1e-6, unbiased: true } });
+  const { probs, weights, indices } = router(linear(castTo(normed2, "f32"), w.gate), {
+    topK: 2,
+    normalization: { lambda: 1, epsilon: 1e-6, unbiased: true },
+  });
   const { rows, offsets, slotRow } = dispatch(normed2, indices, weights, { numExperts: E, capacity, dropBy: "probability" });
   const expert = groupedLinear(swiglu(groupedLinear(rows, w.w1, offsets), groupedLinear(rows, w.w3, offsets)), w.w2, offsets);
   return [add(attended, combine(expert, slotRow, weights)), balanceLoss(probs)];
 }
 
-function forward(engine: Engine, w: Weights, ids: Tensor, targets: Tensor, { recomputed = false, capacity = 0 }: Options): { loss: Tensor; balance: Tensor } {
+function forward(
+  engine: Engine,
+  w: Weights,
+  ids: Tensor,
+  targets: Tensor,
+  { recomputed = false, capacity = 0 }: Options,
+): { loss: Tensor; balance: Tensor } {
   const x = embedding(w.embedding, ids);
   const run = ([h]: readonly Tensor[]): readonly Tensor[] => (h === undefined ? [] : layer(engine, w, h, capacity));
   const [y, balance] = recomputed ? recomputeMany(engine, [x], run) : run([x]);
@@ -95,14 +141,23 @@ function train(backend: Backend, options: Options): Run {
         engine.scope(() => {
           using tape = new Tape(engine);
           const ids = engine.from(tokens.slice(0, T), [T], "i32");
-          const targets = engine.from(tokens.slice(1).map((id, t) => (t === 3 || t === 10 ? -1 : id)), [T], "i32");
+          const targets = engine.from(
+            tokens.slice(1).map((id, t) => (t === 3 || t === 10 ? -1 : id)),
+            [T],
+            "i32",
+          );
           const { loss, balance } = engine.withTape(tape, () => forward(engine, w, ids, targets, options));
           total += loss.item() + balanceCoefficient * balance.item();
-          tape.backward([{ value: loss, grad: 1 }, { value: balance, grad: balanceCoefficient }]);
+          tape.backward([
+            { value: loss, grad: 1 },
+            { value: balance, grad: balanceCoefficient },
+          ]);
         });
       }
       run.losses.push(total);
-      if (step === 0) for (const [name, tensor] of Object.entries(w)) run.gradients.set(name, tensor.parameter?.grad?.toFloat32Array() ?? new Float32Array());
+      if (step === 0)
+        for (const [name, tensor] of Object.entries(w))
+          run.gradients.set(name, tensor.parameter?.grad?.toFloat32Array() ?? new Float32Array());
       optimizer.step({ learningRate: 0.01, maxGradNorm: 1 });
       optimizer.zeroGrad();
       run.liveBytes.push(backend.liveBytes);
@@ -139,10 +194,14 @@ await onEveryEngine(
         const reference = expected.get(title);
         const run = train(open(1), options);
         for (const [name, gradient] of reference?.gradients ?? []) {
-          expect(gradient.some((value) => value !== 0), name).toBe(true);
+          expect(
+            gradient.some((value) => value !== 0),
+            name,
+          ).toBe(true);
           expect(relativeDistance(run.gradients.get(name) ?? new Float32Array(), gradient), name).toBeLessThan(tolerance);
         }
-        for (const [step, loss] of (reference?.losses ?? []).entries()) expect(Math.abs((run.losses[step] ?? NaN) - loss), `loss of step ${step}`).toBeLessThan(tolerance);
+        for (const [step, loss] of (reference?.losses ?? []).entries())
+          expect(Math.abs((run.losses[step] ?? NaN) - loss), `loss of step ${step}`).toBeLessThan(tolerance);
       });
       test("lowers the loss, and every step leaves the same bytes alive", () => {
         const { losses, liveBytes } = train(open(1), options);

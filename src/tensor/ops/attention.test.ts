@@ -37,9 +37,22 @@ describe("attention", () => {
     withEngine((engine) =>
       engine.scope(() => {
         const q = engine.from([1, 0], [1, 2], "f32");
-        const options = { numHeads: 1, numKvHeads: 1, headDim: 2, keyBase: engine.zeros([1], "i32"), keyEnd: engine.from([2], [1], "i32"), window: 0, scale: 1 };
+        const options = {
+          numHeads: 1,
+          numKvHeads: 1,
+          headDim: 2,
+          keyBase: engine.zeros([1], "i32"),
+          keyEnd: engine.from([2], [1], "i32"),
+          window: 0,
+          scale: 1,
+        };
         const exact = attention(q, engine.from([1, 2, 3, 4], [2, 2], "f32"), engine.from([5, 6, 7, 8], [2, 2], "f32"), options);
-        const longer = attention(q, engine.from([1, 2, 3, 4, NaN, NaN], [3, 2], "f32"), engine.from([5, 6, 7, 8, NaN, NaN], [3, 2], "f32"), options);
+        const longer = attention(
+          q,
+          engine.from([1, 2, 3, 4, NaN, NaN], [3, 2], "f32"),
+          engine.from([5, 6, 7, 8, NaN, NaN], [3, 2], "f32"),
+          options,
+        );
         expect([...longer.toFloat32Array()]).toEqual([...exact.toFloat32Array()]);
         // softmax(1, 3) = (0.1192, 0.8808)
         expect(exact.toFloat32Array()[0]).toBeCloseTo(5 + 2 / (1 + Math.exp(-2)), 5);
@@ -51,8 +64,12 @@ describe("attention", () => {
       engine.scope(() => {
         const bounds = { keyBase: engine.zeros([2], "i32"), keyEnd: engine.zeros([2], "i32") };
         const q = engine.zeros([2, 6], "f32");
-        expect(() => attention(q, q, q, { numHeads: 3, numKvHeads: 2, headDim: 2, ...bounds, window: 0, scale: 1 })).toThrow("attention: numHeads must be a multiple of numKvHeads 2, got 3");
-        expect(() => attention(q, q, q, { numHeads: 3, numKvHeads: 1, headDim: 2, ...bounds, window: 0, scale: 1 })).toThrow("attention: k must be [*, 2] f32, got [2, 6] f32");
+        expect(() => attention(q, q, q, { numHeads: 3, numKvHeads: 2, headDim: 2, ...bounds, window: 0, scale: 1 })).toThrow(
+          "attention: numHeads must be a multiple of numKvHeads 2, got 3",
+        );
+        expect(() => attention(q, q, q, { numHeads: 3, numKvHeads: 1, headDim: 2, ...bounds, window: 0, scale: 1 })).toThrow(
+          "attention: k must be [*, 2] f32, got [2, 6] f32",
+        );
       }),
     );
   });

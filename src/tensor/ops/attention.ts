@@ -44,14 +44,54 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   const out = engine.empty(q.shape, q.dtype);
   const tape = q.requiresGrad || k.requiresGrad || v.requiresGrad ? engine.tape : null;
   const lse = tape === null ? null : engine.empty([Hq, T], "f32");
-  kernels.attentionForward(out.ptr, lse?.ptr ?? 0, q.ptr, k.ptr, v.ptr, keyBase.ptr, keyEnd.ptr, T, S, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, code);
+  kernels.attentionForward(
+    out.ptr,
+    lse?.ptr ?? 0,
+    q.ptr,
+    k.ptr,
+    v.ptr,
+    keyBase.ptr,
+    keyEnd.ptr,
+    T,
+    S,
+    Hq,
+    Hkv,
+    D,
+    qStride,
+    kvStride,
+    kvStride,
+    window,
+    scale,
+    code,
+  );
   if (lse === null) return out;
   tape?.record([q, k, v], out, [q, k, v, out, lse, keyBase, keyEnd], (dOut, [qs, ks, vs, os, ls, base, end]) => {
     // Fresh buffers: where q, k and v have no gradient yet, as in a decoder, the tape takes them over without a copy.
     const [dq, dk, dv] = [engine.empty(q.shape, q.dtype), engine.empty(k.shape, k.dtype), engine.empty(v.shape, v.dtype)];
     kernels.attentionBackward(
-      dq.ptr, dk.ptr, dv.ptr, dOut.ptr, qs.ptr, ks.ptr, vs.ptr, os.ptr, ls.ptr, base.ptr, end.ptr,
-      T, S, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, code, 0,
+      dq.ptr,
+      dk.ptr,
+      dv.ptr,
+      dOut.ptr,
+      qs.ptr,
+      ks.ptr,
+      vs.ptr,
+      os.ptr,
+      ls.ptr,
+      base.ptr,
+      end.ptr,
+      T,
+      S,
+      Hq,
+      Hkv,
+      D,
+      qStride,
+      kvStride,
+      kvStride,
+      window,
+      scale,
+      code,
+      0,
     );
     tape.addGrad(q, dq);
     tape.addGrad(k, dk);

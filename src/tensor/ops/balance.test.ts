@@ -15,7 +15,8 @@ describe("balanceLoss", () => {
     checkGradients({
       inputs: { logits: { shape: [3, 4], bf16: false } },
       bf16Tolerance: null,
-      run: ({ logits }) => (logits ? [balanceLoss(router(logits, { topK: 1, normalization: { lambda: 1, epsilon: 1e-3, unbiased: true } }).probs)] : []),
+      run: ({ logits }) =>
+        logits ? [balanceLoss(router(logits, { topK: 1, normalization: { lambda: 1, epsilon: 1e-3, unbiased: true } }).probs)] : [],
     });
   });
   it("is the sum of squared differences of the mean probabilities from 1/E (arXiv 2406.06563, equation 4)", () => {
@@ -33,7 +34,9 @@ describe("balanceLoss", () => {
         const all = engine.from(probs, [4, 3], "f32");
         const parts = balanceLoss(all.rows(0, 1)).item() + balanceLoss(all.rows(1, 4)).item();
         expect(balanceLoss(all, { groupOffsets: [0, 1, 4] }).item()).toBeCloseTo(parts, 6);
-        expect(() => balanceLoss(all, { groupOffsets: [0, 3] })).toThrow("balanceLoss: groupOffsets must be ascending from 0 to 4, got [0, 3]");
+        expect(() => balanceLoss(all, { groupOffsets: [0, 3] })).toThrow(
+          "balanceLoss: groupOffsets must be ascending from 0 to 4, got [0, 3]",
+        );
       }),
     );
   });
@@ -41,11 +44,16 @@ describe("balanceLoss", () => {
 
 describe("switchLoss", () => {
   it("has the gradients of finite differences, in one group and in several", () => {
-    checkGradients({ inputs, bf16Tolerance: null, run: ({ probs: g }, engine) => (g ? [switchLoss(g, engine.from([5, 1, 2], [3], "i32"))] : []) });
     checkGradients({
       inputs,
       bf16Tolerance: null,
-      run: ({ probs: g }, engine) => (g ? [switchLoss(g, engine.from([2, 0, 0, 3, 1, 2], [2, 3], "i32"), { groupOffsets: [0, 1, 4] })] : []),
+      run: ({ probs: g }, engine) => (g ? [switchLoss(g, engine.from([5, 1, 2], [3], "i32"))] : []),
+    });
+    checkGradients({
+      inputs,
+      bf16Tolerance: null,
+      run: ({ probs: g }, engine) =>
+        g ? [switchLoss(g, engine.from([2, 0, 0, 3, 1, 2], [2, 3], "i32"), { groupOffsets: [0, 1, 4] })] : [],
     });
   });
   it("is E times the dot product of assignment fractions and mean probabilities, and 1 in perfect balance", () => {

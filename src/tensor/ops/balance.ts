@@ -41,7 +41,10 @@ export function switchLoss(probs: Tensor, counts: Tensor, { groupOffsets }: Bala
   const assigned = counts.toInt32Array();
   return meanProbabilityLoss("switchLoss", probs, groupOffsets, (mean, g) => {
     const ofGroup = Array.from(assigned.subarray(g * E, (g + 1) * E));
-    const total = Math.max(1, ofGroup.reduce((sum, count) => sum + count, 0));
+    const total = Math.max(
+      1,
+      ofGroup.reduce((sum, count) => sum + count, 0),
+    );
     const dMean = ofGroup.map((count) => (E * count) / total);
     return { loss: dMean.reduce((sum, factor, j) => sum + factor * (mean[j] ?? 0), 0), dMean };
   });
@@ -81,7 +84,11 @@ function meanProbabilityLoss(
     const upstream = dOut.item();
     tape.writeGrad(probs, { dtype: "f32", addOnly: true }, (ptr) => {
       for (const { start, size, dMean } of groups) {
-        const row = engine.from(dMean.map((value) => (upstream * value) / size), [E], "f32");
+        const row = engine.from(
+          dMean.map((value) => (upstream * value) / size),
+          [E],
+          "f32",
+        );
         engine.backend.kernels.addBias(ptr + 4 * start * E, row.ptr, size, E, dtypeCodes.f32);
       }
     });

@@ -15,7 +15,13 @@ export function describe(x: Tensor): string {
 }
 
 /** `x` must have this shape (null: any size in that place) and one of these dtypes. */
-export function expectTensor(operation: string, operand: string, x: Tensor, shape: readonly (number | null)[], dtypes: readonly DType[]): void {
+export function expectTensor(
+  operation: string,
+  operand: string,
+  x: Tensor,
+  shape: readonly (number | null)[],
+  dtypes: readonly DType[],
+): void {
   const fits = x.shape.length === shape.length && shape.every((size, i) => size === null || size === x.shape[i]);
   if (fits && dtypes.includes(x.dtype)) return;
   throw shapeError(operation, operand, `[${shape.map((size) => size ?? "*").join(", ")}] ${dtypes.join(" or ")}`, x);

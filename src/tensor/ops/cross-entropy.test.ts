@@ -23,7 +23,8 @@ describe("linearCrossEntropy", () => {
     checkGradients({
       inputs: { x: { shape: [5, 4] }, w: { shape: [7, 4] } },
       asParameters: false,
-      run: ({ x, w }, engine) => (x && w ? [linearCrossEntropy(x, w, engine.from(targets, [5], "i32"), { scale: 0.3, chunkRows }).loss] : []),
+      run: ({ x, w }, engine) =>
+        x && w ? [linearCrossEntropy(x, w, engine.from(targets, [5], "i32"), { scale: 0.3, chunkRows }).loss] : [],
     });
   });
   it("sums minus log softmax over the targets that count", () => {
@@ -33,7 +34,9 @@ describe("linearCrossEntropy", () => {
         const { loss, perToken } = linearCrossEntropy(x, w, ids, { scale: 0.25, chunkRows: 2 });
         const [xs, ws] = [x.toFloat32Array(), w.toFloat32Array()];
         const expected = targets.map((target, t) => {
-          const logits = Array.from({ length: 7 }, (_, v) => [0, 1, 2, 3].reduce((sum, h) => sum + (xs[4 * t + h] ?? NaN) * (ws[4 * v + h] ?? NaN), 0));
+          const logits = Array.from({ length: 7 }, (_, v) =>
+            [0, 1, 2, 3].reduce((sum, h) => sum + (xs[4 * t + h] ?? NaN) * (ws[4 * v + h] ?? NaN), 0),
+          );
           return target < 0 ? 0 : Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit), 0)) - (logits[target] ?? NaN);
         });
         perToken.toFloat32Array().forEach((value, t) => expect(value).toBeCloseTo(expected[t] ?? NaN, 5));
@@ -84,7 +87,9 @@ describe("linearCrossEntropy", () => {
       engine.scope(() => {
         using tape = new Tape(engine);
         const { w } = operands(engine);
-        const { loss } = engine.withTape(tape, () => linearCrossEntropy(engine.zeros([0, 4], "f32"), w, engine.zeros([0], "i32"), { scale: 1 }));
+        const { loss } = engine.withTape(tape, () =>
+          linearCrossEntropy(engine.zeros([0, 4], "f32"), w, engine.zeros([0], "i32"), { scale: 1 }),
+        );
         expect(loss.item()).toBe(0);
         expect(w.parameter?.grad?.toFloat32Array().every((value) => value === 0)).toBe(true);
         w.parameter?.grad?.dispose();

@@ -31,14 +31,20 @@ export function defaultChunkRows(V: number): number {
  * a root of `backward` with gradient 1: give factors as `scale`; with another gradient the backward throws `internal` if w
  * is a parameter (and scales otherwise). A tape that is dropped without running leaves w's gradient changed. Throws `shape`.
  */
-export function linearCrossEntropy(x: Tensor, w: Tensor, targets: Tensor, options: LinearCrossEntropyOptions): { loss: Tensor; perToken: Tensor } {
+export function linearCrossEntropy(
+  x: Tensor,
+  w: Tensor,
+  targets: Tensor,
+  options: LinearCrossEntropyOptions,
+): { loss: Tensor; perToken: Tensor } {
   expectTensor("linearCrossEntropy", "w", w, [null, null], computeDtypes);
   const [V, H] = [w.dim(0), w.dim(1)];
   expectTensor("linearCrossEntropy", "x", x, [null, H], computeDtypes);
   const T = x.dim(0);
   expectTensor("linearCrossEntropy", "targets", targets, [T], ["i32"]);
   const { scale, chunkRows = defaultChunkRows(V) } = options;
-  if (!(Number.isSafeInteger(chunkRows) && chunkRows > 0)) throw shapeError("linearCrossEntropy", "chunkRows", "a positive integer", String(chunkRows));
+  if (!(Number.isSafeInteger(chunkRows) && chunkRows > 0))
+    throw shapeError("linearCrossEntropy", "chunkRows", "a positive integer", String(chunkRows));
   const { engine } = x;
   const perToken = engine.empty([T], "f32");
   const tape = x.requiresGrad || w.requiresGrad ? engine.tape : null;
@@ -106,9 +112,15 @@ function recordLoss(tape: Tape, x: Tensor, w: Tensor, loss: Tensor, { dx, dw }: 
   tape.record([x, w], loss, [dx, dw?.ownBuffer ?? null], (dOut, [savedDx, savedDw]) => {
     const upstream = dOut.item();
     if (upstream !== 1 && direct) {
-      throw new MoeError("internal", `linearCrossEntropy: the gradient of the loss must be 1 because that of w is already summed, got ${upstream}; give the factor as \`scale\``);
+      throw new MoeError(
+        "internal",
+        `linearCrossEntropy: the gradient of the loss must be 1 because that of w is already summed, got ${upstream}; give the factor as \`scale\``,
+      );
     }
-    for (const [input, grad] of [[x, savedDx], [w, savedDw]] as const) {
+    for (const [input, grad] of [
+      [x, savedDx],
+      [w, savedDw],
+    ] as const) {
       if (grad === null) continue;
       if (upstream !== 1) kernels.scale(grad.ptr, grad.ptr, grad.size, upstream, dtypeCodes[grad.dtype]);
       tape.addGrad(input, grad);

@@ -28,7 +28,11 @@ describe("dispatch and combine", () => {
     withEngine((engine) =>
       engine.scope(() => {
         const x = engine.from([10, 20, 30, 40], [4, 1], "f32");
-        const result = dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), { numExperts: 4, capacity: 0, dropBy: "position" });
+        const result = dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), {
+          numExperts: 4,
+          capacity: 0,
+          dropBy: "position",
+        });
         expect([...result.offsets.toInt32Array()]).toEqual([0, 3, 3, 6, 8]);
         expect([...result.rowToken.toInt32Array()]).toEqual([0, 1, 3, 0, 2, 3, 1, 2]);
         expect([...result.rows.toFloat32Array()]).toEqual([10, 20, 40, 10, 30, 40, 20, 30]);
@@ -42,7 +46,8 @@ describe("dispatch and combine", () => {
     withEngine((engine) =>
       engine.scope(() => {
         const x = engine.from([10, 20, 30, 40], [4, 1], "f32");
-        const run = (dropBy: DispatchOptions["dropBy"]) => dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), { numExperts: 4, capacity: 2, dropBy });
+        const run = (dropBy: DispatchOptions["dropBy"]) =>
+          dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), { numExperts: 4, capacity: 2, dropBy });
         // Expert 0 has tokens 0, 1, 3 with 0.4, 0.7, 0.55; expert 2 has 0, 2, 3 with 0.6, 0.9, 0.45.
         expect([...run("probability").rowToken.toInt32Array()]).toEqual([1, 3, 0, 2, 1, 2]);
         expect([...run("position").rowToken.toInt32Array()]).toEqual([0, 1, 0, 2, 1, 2]);
@@ -60,7 +65,11 @@ describe("dispatch and combine", () => {
             const chosen = Array.from({ length: T }, () => random.shuffle(Array.from({ length: E }, (_, e) => e)).slice(0, k)).flat();
             const x = engine.from(random.fillNormal(new Float32Array(T * 3), 1), [T, 3], "f32");
             const half = engine.from(new Float32Array(T * k).fill(1 / k), [T, k], "f32");
-            const { rows, slotRow, numRows } = dispatch(x, engine.from(chosen, [T, k], "i32"), half, { numExperts: E, capacity: 0, dropBy: "position" });
+            const { rows, slotRow, numRows } = dispatch(x, engine.from(chosen, [T, k], "i32"), half, {
+              numExperts: E,
+              capacity: 0,
+              dropBy: "position",
+            });
             expect(numRows).toBe(T * k);
             expect([...combine(rows, slotRow, half).toFloat32Array()]).toEqual([...x.toFloat32Array()]);
           }),
@@ -73,9 +82,15 @@ describe("dispatch and combine", () => {
       engine.scope(() => {
         const x = engine.zeros([2, 3], "f32");
         const options = { numExperts: 2, capacity: 0, dropBy: "position" } as const;
-        expect(() => dispatch(x, engine.zeros([3, 2], "i32"), engine.zeros([3, 2], "f32"), options)).toThrow("dispatch: indices must be [2, *] i32, got [3, 2] i32");
-        expect(() => dispatch(x, engine.zeros([2, 2], "i32"), engine.zeros([2, 1], "f32"), options)).toThrow("dispatch: weights must be [2, 2] f32, got [2, 1] f32");
-        expect(() => combine(x, engine.zeros([2, 2], "i32"), engine.zeros([2, 1], "f32"))).toThrow("combine: weights must be [2, 2] f32, got [2, 1] f32");
+        expect(() => dispatch(x, engine.zeros([3, 2], "i32"), engine.zeros([3, 2], "f32"), options)).toThrow(
+          "dispatch: indices must be [2, *] i32, got [3, 2] i32",
+        );
+        expect(() => dispatch(x, engine.zeros([2, 2], "i32"), engine.zeros([2, 1], "f32"), options)).toThrow(
+          "dispatch: weights must be [2, 2] f32, got [2, 1] f32",
+        );
+        expect(() => combine(x, engine.zeros([2, 2], "i32"), engine.zeros([2, 1], "f32"))).toThrow(
+          "combine: weights must be [2, 2] f32, got [2, 1] f32",
+        );
       }),
     );
   });

@@ -38,7 +38,8 @@ export function dispatch(x: Tensor, indices: Tensor, weights: Tensor, { numExper
   const [T, H] = [x.dim(0), x.dim(1)];
   expectTensor("dispatch", "indices", indices, [T, null], ["i32"]);
   expectTensor("dispatch", "weights", weights, indices.shape, ["f32"]);
-  if (!(Number.isSafeInteger(capacity) && capacity >= 0)) throw shapeError("dispatch", "capacity", "0 (dropless) or a positive integer", String(capacity));
+  if (!(Number.isSafeInteger(capacity) && capacity >= 0))
+    throw shapeError("dispatch", "capacity", "0 (dropless) or a positive integer", String(capacity));
   const k = indices.dim(1);
   const { engine } = x;
   const { kernels } = engine.backend;
@@ -46,7 +47,19 @@ export function dispatch(x: Tensor, indices: Tensor, weights: Tensor, { numExper
   const slotRow = engine.empty([T, k], "i32");
   const counts = engine.empty([numExperts], "i32");
   using room = engine.detached([T * k], "i32");
-  kernels.dispatchPlan(offsets.ptr, room.ptr, slotRow.ptr, counts.ptr, indices.ptr, weights.ptr, T, k, numExperts, capacity, dropBy === "probability" ? 1 : 0);
+  kernels.dispatchPlan(
+    offsets.ptr,
+    room.ptr,
+    slotRow.ptr,
+    counts.ptr,
+    indices.ptr,
+    weights.ptr,
+    T,
+    k,
+    numExperts,
+    capacity,
+    dropBy === "probability" ? 1 : 0,
+  );
   const numRows = capacity === 0 ? T * k : lastOffset(offsets);
   const rowToken = room.rows(0, numRows);
   const rows = engine.empty([numRows, H], x.dtype);

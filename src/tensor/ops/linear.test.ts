@@ -4,6 +4,7 @@ import { groupedLinear, linear } from "./linear.ts";
 
 describe("linear", () => {
   it.each([
+    [0, 3, 2],
     [1, 1, 1],
     [3, 5, 7],
     [4, 2, 9],
@@ -54,6 +55,12 @@ describe("groupedLinear", () => {
       run: ({ x, w }, engine) => (x && w ? [groupedLinear(x, w, engine.from([0, 0, 4, 4, 6, 6], [6], "i32"))] : []),
     });
   });
+  it("gives weights a gradient of zeros when no expert has rows", () => {
+    checkGradients({
+      inputs: { x: { shape: [0, 3] }, w: { shape: [2, 4, 3] } },
+      run: ({ x, w }, engine) => (x && w ? [groupedLinear(x, w, engine.zeros([3], "i32"))] : []),
+    });
+  });
   it("equals linear on each group's rows", () => {
     withEngine((engine) =>
       engine.scope(() => {
@@ -67,7 +74,9 @@ describe("groupedLinear", () => {
   it("refuses offsets that are not one more than the experts", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        expect(() => groupedLinear(engine.zeros([3, 2], "f32"), engine.zeros([2, 1, 2], "f32"), engine.zeros([2], "i32"))).toThrow("groupedLinear: offsets must be [3] i32");
+        expect(() => groupedLinear(engine.zeros([3, 2], "f32"), engine.zeros([2, 1, 2], "f32"), engine.zeros([2], "i32"))).toThrow(
+          "groupedLinear: offsets must be [3] i32",
+        );
       }),
     );
   });

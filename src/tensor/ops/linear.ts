@@ -69,7 +69,19 @@ export function groupedLinear(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
     const dCode = dtypeCodes[dOut.dtype];
     if (savedW !== null) {
       tape.writeGrad(x, {}, (ptr, accumulate, dtype) => {
-        kernels.groupedLinearBackwardInput(ptr, dOut.ptr, savedW.ptr, savedOffsets.ptr, E, N, K, dCode, wCode, dtypeCodes[dtype], accumulate);
+        kernels.groupedLinearBackwardInput(
+          ptr,
+          dOut.ptr,
+          savedW.ptr,
+          savedOffsets.ptr,
+          E,
+          N,
+          K,
+          dCode,
+          wCode,
+          dtypeCodes[dtype],
+          accumulate,
+        );
       });
     }
     if (savedX !== null) {

@@ -42,7 +42,9 @@ describe("rmsNorm", () => {
   it("refuses rows that are not made of whole groups", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        expect(() => rmsNorm(engine.zeros([2, 5], "f32"), engine.zeros([3], "f32"), 1e-6)).toThrow("rmsNorm: x must be [.., a multiple of 3] for w [3], got [2, 5] f32");
+        expect(() => rmsNorm(engine.zeros([2, 5], "f32"), engine.zeros([3], "f32"), 1e-6)).toThrow(
+          "rmsNorm: x must be [.., a multiple of 3] for w [3], got [2, 5] f32",
+        );
       }),
     );
   });

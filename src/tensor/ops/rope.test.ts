@@ -10,7 +10,12 @@ import { makeRopeTable, ropeInPlace } from "./rope.ts";
 
 function rotated(x: Tensor, engine: Engine, headDim: number, half: number, attentionScale: number): Tensor {
   const y = scale(x, 1);
-  const table = makeRopeTable(engine, Float32Array.from({ length: half }, (_, j) => 10 ** -j), 8, attentionScale);
+  const table = makeRopeTable(
+    engine,
+    Float32Array.from({ length: half }, (_, j) => 10 ** -j),
+    8,
+    attentionScale,
+  );
   ropeInPlace(y, table, engine.from([0, 3, 7], [3], "i32"), headDim);
   return y;
 }
@@ -82,7 +87,9 @@ describe("ropeInPlace", () => {
         const table = makeRopeTable(engine, Float32Array.of(1, 1, 1), 4, 1);
         const positions = engine.zeros([2], "i32");
         expect(() => ropeInPlace(engine.zeros([2, 4], "f32"), table, positions, 4)).toThrow("ropeInPlace: table");
-        expect(() => ropeInPlace(engine.zeros([3, 6], "f32"), table, positions, 6)).toThrow("ropeInPlace: positions must be [3] i32, got [2] i32");
+        expect(() => ropeInPlace(engine.zeros([3, 6], "f32"), table, positions, 6)).toThrow(
+          "ropeInPlace: positions must be [3] i32, got [2] i32",
+        );
       }),
     );
   });

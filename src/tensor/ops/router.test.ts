@@ -41,7 +41,10 @@ describe("router", () => {
   it("standardizes logits before the softmax (arXiv 2406.06563, section 4.1)", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        const { probs } = router(engine.from([1, 2, 3, 6], [1, 4], "f32"), { topK: 1, normalization: { lambda: 2, epsilon: 0, unbiased: true } });
+        const { probs } = router(engine.from([1, 2, 3, 6], [1, 4], "f32"), {
+          topK: 1,
+          normalization: { lambda: 2, epsilon: 0, unbiased: true },
+        });
         // Mean 3, unbiased variance (4 + 1 + 0 + 9) / 3.
         const z = [-2, -1, 0, 3].map((value) => Math.exp((2 * value) / Math.sqrt(14 / 3)));
         const total = z.reduce((sum, value) => sum + value, 0);
@@ -52,8 +55,12 @@ describe("router", () => {
   it("refuses logits in bf16 and more choices than experts", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        expect(() => router(engine.zeros([2, 4], "bf16"), { topK: 1, normalization: null })).toThrow("router: logits must be [*, *] f32, got [2, 4] bf16");
-        expect(() => router(engine.zeros([2, 4], "f32"), { topK: 5, normalization: null })).toThrow("router: topK must be 1 to 4 for 4 experts, got 5");
+        expect(() => router(engine.zeros([2, 4], "bf16"), { topK: 1, normalization: null })).toThrow(
+          "router: logits must be [*, *] f32, got [2, 4] bf16",
+        );
+        expect(() => router(engine.zeros([2, 4], "f32"), { topK: 5, normalization: null })).toThrow(
+          "router: topK must be 1 to 4 for 4 experts, got 5",
+        );
       }),
     );
   });

@@ -34,7 +34,8 @@ export interface RouterOutput {
 export function router(logits: Tensor, { topK, normalization }: RouterOptions): RouterOutput {
   expectTensor("router", "logits", logits, [null, null], ["f32"]);
   const [T, E] = [logits.dim(0), logits.dim(1)];
-  if (!(Number.isSafeInteger(topK) && topK >= 1 && topK <= E)) throw shapeError("router", "topK", `1 to ${E} for ${E} experts`, String(topK));
+  if (!(Number.isSafeInteger(topK) && topK >= 1 && topK <= E))
+    throw shapeError("router", "topK", `1 to ${E} for ${E} experts`, String(topK));
   const { engine } = logits;
   const { kernels } = engine.backend;
   const normalize = normalization === null ? 0 : 1;
@@ -44,14 +45,31 @@ export function router(logits: Tensor, { topK, normalization }: RouterOptions): 
   const indices = engine.empty([T, topK], "i32");
   kernels.routerForward(probs.ptr, weights.ptr, indices.ptr, logits.ptr, T, E, topK, normalize, Number(unbiased), lambda, epsilon);
   const { tape } = engine;
-  tape?.recordMany([logits], [probs, weights], [probs, weights, indices, logits], ([dProbs, dWeights], [savedProbs, savedWeights, savedIndices, savedLogits]) => {
-    const dLogits = engine.empty([T, E], "f32");
-    const dChosen = dWeights ?? engine.zeros([T, topK], "f32");
-    kernels.routerBackward(
-      dLogits.ptr, dChosen.ptr, dProbs?.ptr ?? 0, savedProbs.ptr, savedWeights.ptr, savedIndices.ptr, savedLogits.ptr,
-      T, E, topK, normalize, Number(unbiased), lambda, epsilon,
-    );
-    tape.addGrad(logits, dLogits);
-  });
+  tape?.recordMany(
+    [logits],
+    [probs, weights],
+    [probs, weights, indices, logits],
+    ([dProbs, dWeights], [savedProbs, savedWeights, savedIndices, savedLogits]) => {
+      const dLogits = engine.empty([T, E], "f32");
+      const dChosen = dWeights ?? engine.zeros([T, topK], "f32");
+      kernels.routerBackward(
+        dLogits.ptr,
+        dChosen.ptr,
+        dProbs?.ptr ?? 0,
+        savedProbs.ptr,
+        savedWeights.ptr,
+        savedIndices.ptr,
+        savedLogits.ptr,
+        T,
+        E,
+        topK,
+        normalize,
+        Number(unbiased),
+        lambda,
+        epsilon,
+      );
+      tape.addGrad(logits, dLogits);
+    },
+  );
   return { probs, weights, indices };
 }

@@ -38,7 +38,9 @@ describe("swiglu", () => {
   it("refuses operands of different shapes or dtypes", () => {
     withEngine((engine) =>
       engine.scope(() => {
-        expect(() => swiglu(engine.zeros([2, 3], "f32"), engine.zeros([3, 2], "f32"))).toThrow("swiglu: up must be [2, 3] f32, got [3, 2] f32");
+        expect(() => swiglu(engine.zeros([2, 3], "f32"), engine.zeros([3, 2], "f32"))).toThrow(
+          "swiglu: up must be [2, 3] f32, got [3, 2] f32",
+        );
         expect(() => swiglu(engine.zeros([2], "f32"), engine.zeros([2], "bf16"))).toThrow("swiglu: up must be [2] f32, got [2] bf16");
       }),
     );
