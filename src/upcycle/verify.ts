@@ -24,7 +24,7 @@ export function upcycleGap(dense: Decoder, moe: Decoder, ids: ArrayLike<number>)
     const difference = Math.abs((a[i] ?? 0) - (b[i] ?? 0));
     largest = Math.max(largest, Math.abs(a[i] ?? 0));
     // A NaN must not pass as "no difference".
-    if (!(difference <= maxDifference)) maxDifference = difference;
+    maxDifference = Math.max(maxDifference, Number.isNaN(difference) ? Number.POSITIVE_INFINITY : difference);
     sum += difference;
   }
   return { maxGap: maxDifference / largest, meanGap: sum / a.length / largest, numTokens: ids.length };

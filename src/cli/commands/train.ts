@@ -1,0 +1,109 @@
+/** `moe train`: a run from a recipe or a configuration file. */
+import { existsSync, readFileSync } from "node:fs";
+import { basename, join } from "node:path";
+import type { Command } from "commander";
+import { applySettings, parseRunConfig, type RunConfig } from "../../config/run.ts";
+import { readRunConfig, train, type TrainEvent } from "../../train/index.ts";
+import { fileError, MoeError } from "../../util/errors.ts";
+import { collected } from "../options.ts";
+import { Output, type Progress } from "../output.ts";
+import { openEngine } from "../session.ts";
+
+interface TrainFlags {
+  readonly set: readonly string[];
+  readonly out?: string;
+  readonly resume?: boolean;
+  readonly json?: boolean;
+}
+
+export function addTrain(program: Command): void {
+  program
+    .command("train")
+    .description("train a model, or fine-tune a loaded one; resumes bit for bit")
+    .argument("<config>", "JSON configuration, or the folder of a run (with --resume)")
+    .option("--set <key=value>", "change one field of the configuration (repeatable)", collected, [])
+    .option("--out <folder>", "run folder (default: runs/<name of the configuration>)")
+    .option("--resume", "continue from the newest checkpoint")
+    .option("--json", "print one JSON object")
+    .action(run);
+}
+
+async function run(source: string, flags: TrainFlags): Promise<void> {
+  const output = new Output({ json: flags.json === true });
+  const { config, runFolder } = resolve(source, flags);
+  const controller = new AbortController();
+  const stop = (): void => {
+    output.log("stopping after this step");
+    controller.abort();
+  };
+  process.once("SIGINT", stop).once("SIGTERM", stop);
+  using engine = await openEngine();
+  const reporter = new Reporter(output);
+  try {
+    const resume = flags.resume === true;
+    const result = await train({ engine, config, runFolder, resume, signal: controller.signal, onEvent: (event) => reporter.on(event) });
+    reporter.stop();
+    const { state, evaluations, folder, stopped } = result;
+    const losses = Object.entries(evaluations).map(([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`);
+    const head = stopped ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume` : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
+    output.result({ runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations }, [head, ...losses, folder].join("\n"));
+  } finally {
+    reporter.stop();
+    process.off("SIGINT", stop).off("SIGTERM", stop);
+  }
+}
+
+function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFolder: string } {
+  if (existsSync(join(source, "config.json")) && existsSync(join(source, "checkpoints"))) {
+    if (flags.resume !== true) throw new MoeError("usage", `${source} is the folder of a run: add --resume to continue it`);
+    return { config: parseRunConfig(applySettings(readRunConfig(source), flags.set), source), runFolder: flags.out ?? source };
+  }
+  if (!existsSync(source)) throw fileError(source, "a JSON configuration or the folder of a run", "no such file");
+  let json: unknown;
+  try {
+    json = JSON.parse(readFileSync(source, "utf8"));
+  } catch (error) {
+    throw fileError(source, "a JSON configuration", "text that does not parse", error);
+  }
+  return { config: parseRunConfig(applySettings(json, flags.set), source), runFolder: flags.out ?? join("runs", basename(source, ".json")) };
+}
+
+/** Shows what a run reports. */
+export class Reporter {
+  readonly #output: Output;
+  readonly #label: string;
+  #progress: Progress | null = null;
+
+  constructor(output: Output, label = "training") {
+    this.#output = output;
+    this.#label = label;
+  }
+  on(event: TrainEvent): void {
+    switch (event.type) {
+      case "tokenizing":
+        break;
+      case "start":
+        this.#progress = this.#output.progress(this.#label, event.numSteps);
+        this.#progress.update(event.state.step);
+        break;
+      case "step": {
+        const { step, loss, tokensPerSecond, mfu } = event.metrics;
+        const utilization = mfu === null ? "" : `, MFU ${(100 * mfu).toFixed(0)}%`;
+        this.#progress?.update(step, `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left`);
+        break;
+      }
+      case "evaluation":
+        this.#output.log(`\nstep ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`);
+        break;
+      case "checkpoint":
+        this.#output.log(`saved ${event.folder}`);
+        break;
+      default:
+        event satisfies never;
+    }
+  }
+  stop(): void {
+    this.#progress?.stop();
+    this.#progress = null;
+  }
+}

@@ -1,0 +1,151 @@
+/**
+ * Text from one model for one prompt: prefill, then a token at a time through a KV cache. Not a server: batches of requests
+ * are scheduled elsewhere. Logits of a token do not depend on how the prompt was cut into chunks.
+ */
+import { KvCache, type Decoder } from "../model/index.ts";
+import type { Tokenizer } from "../tokenizer/index.ts";
+import { MoeError } from "../util/errors.ts";
+import { Random } from "../util/random.ts";
+import { checkSamplingOptions, greedy, sampleToken, type SamplingOptions } from "./sampler.ts";
+
+export interface GenerateOptions extends Partial<SamplingOptions> {
+  readonly maxTokens: number;
+  readonly seed?: number;
+  /** Element type of the cache. Default: the model's. */
+  readonly cacheDtype?: "f32" | "bf16";
+  /** Generation ends when the text contains one of these; it is cut before it. */
+  readonly stop?: readonly string[];
+  /** Ids that end a generation. Default: those of the tokenizer and of the model's configuration. */
+  readonly endIds?: ReadonlySet<number>;
+  readonly signal?: AbortSignal;
+}
+
+export type FinishReason = "stop" | "length" | "aborted";
+
+export interface Generation {
+  readonly text: string;
+  readonly ids: readonly number[];
+  readonly promptTokens: number;
+  readonly finishReason: FinishReason;
+  readonly prefillSeconds: number;
+  readonly decodeSeconds: number;
+}
+
+/** Tokens of one prefill pass: bounds the memory of activations. */
+const prefillChunk = 512;
+
+/**
+ * Ids after a prompt, one at a time. `promptIds` has at least one id. Throws `configuration` for an id outside the
+ * vocabulary, `usage` for an empty prompt or sampling options out of range.
+ */
+export function* generateIds(model: Decoder, promptIds: ArrayLike<number>, options: GenerateOptions): Generator<number> {
+  const sampling: SamplingOptions = { ...greedy, ...definedSampling(options) };
+  checkSamplingOptions(sampling);
+  if (promptIds.length === 0) throw new MoeError("usage", "generate: expected a prompt of at least one token, got none");
+  const { maxTokens, seed = 0, cacheDtype = model.dtype, signal } = options;
+  const random = new Random(seed);
+  const seen = Array.from(promptIds);
+  using cache = new KvCache(model.engine, model.config, { numSequences: 1, capacity: promptIds.length + maxTokens, dtype: cacheDtype });
+  let logits: Float32Array | null = null;
+  for (let at = 0; at < seen.length; at += prefillChunk) logits = lastLogits(model, cache, seen.slice(at, at + prefillChunk));
+  for (let n = 0; n < maxTokens && logits !== null && signal?.aborted !== true; n++) {
+    const id = sampleToken(logits, sampling, random, seen);
+    seen.push(id);
+    yield id;
+    if (n + 1 < maxTokens) logits = lastLogits(model, cache, [id]);
+  }
+}
+
+function definedSampling({ temperature, topP, topK, repetitionPenalty }: GenerateOptions): Partial<SamplingOptions> {
+  return {
+    ...(temperature === undefined ? {} : { temperature }),
+    ...(topP === undefined ? {} : { topP }),
+    ...(topK === undefined ? {} : { topK }),
+    ...(repetitionPenalty === undefined ? {} : { repetitionPenalty }),
+  };
+}
+
+function lastLogits(model: Decoder, cache: KvCache, ids: readonly number[]): Float32Array {
+  return model.engine.scope(() => {
+    const batch = cache.extend([{ slot: 0, ids }]);
+    const { hidden_TH } = model.forwardHidden(batch, { cache });
+    return model.logits(hidden_TH.rows(ids.length - 1, ids.length)).toFloat32Array();
+  });
+}
+
+/**
+ * Text after a prompt. `onText` gets each piece as it becomes certain (a piece that may begin a stop string is held back).
+ *
+ * ```ts
+ * const { text } = generateText(model, tokenizer, "Once upon a time", { maxTokens: 50, temperature: 0.8, seed: 1 });
+ * ```
+ */
+export function generateText(model: Decoder, tokenizer: Tokenizer, prompt: string | ArrayLike<number>, options: GenerateOptions, onText?: (text: string) => void): Generation {
+  const promptIds = typeof prompt === "string" ? tokenizer.encode(prompt) : prompt;
+  const endIds = options.endIds ?? new Set([...tokenizer.endIds, ...model.config.eosTokenIds]);
+  const output = new StoppedText(options.stop ?? [], onText);
+  const stream = tokenizer.createDecodeStream();
+  const ids: number[] = [];
+  let finishReason: FinishReason = "length";
+  const started = performance.now();
+  let firstToken = started;
+  for (const id of generateIds(model, promptIds, options)) {
+    if (ids.length === 0) firstToken = performance.now();
+    if (endIds.has(id)) {
+      finishReason = "stop";
+      break;
+    }
+    ids.push(id);
+    if (output.push(stream.push(id))) {
+      finishReason = "stop";
+      break;
+    }
+  }
+  if (finishReason === "length" && options.signal?.aborted === true) finishReason = "aborted";
+  if (!output.stopped) output.push(stream.end());
+  output.end();
+  return {
+    text: output.text,
+    ids,
+    promptTokens: promptIds.length,
+    finishReason,
+    prefillSeconds: (firstToken - started) / 1000,
+    decodeSeconds: (performance.now() - firstToken) / 1000,
+  };
+}
+
+/** Collects text up to the first stop string and passes on what can no longer be part of one. */
+class StoppedText {
+  readonly #stop: readonly string[];
+  readonly #onText: ((text: string) => void) | undefined;
+  readonly #holdBack: number;
+  #sent = 0;
+  text = "";
+  stopped = false;
+
+  constructor(stop: readonly string[], onText: ((text: string) => void) | undefined) {
+    this.#stop = stop.filter((s) => s !== "");
+    this.#onText = onText;
+    this.#holdBack = Math.max(0, ...this.#stop.map((s) => s.length - 1));
+  }
+  /** Adds text; true when a stop string is complete. */
+  push(piece: string): boolean {
+    this.text += piece;
+    const found = this.#stop.map((s) => this.text.indexOf(s)).filter((at) => at >= 0);
+    if (found.length > 0) {
+      this.text = this.text.slice(0, Math.min(...found));
+      this.stopped = true;
+      return true;
+    }
+    this.#send(this.text.length - this.#holdBack);
+    return false;
+  }
+  end(): void {
+    this.#send(this.text.length);
+  }
+  #send(until: number): void {
+    if (until <= this.#sent) return;
+    this.#onText?.(this.text.slice(this.#sent, until));
+    this.#sent = until;
+  }
+}
