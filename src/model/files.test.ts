@@ -3,6 +3,7 @@ import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeEach, expect, test } from "vitest";
+import { exportGguf } from "../checkpoint/gguf-export.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { createModelWeights } from "../checkpoint/safetensors-writer.ts";
 import { modelPresets } from "../config/model-presets.ts";
@@ -11,7 +12,7 @@ import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { startEngines } from "../../test/golden/models/engines.ts";
 import { computeLogits, goldenFolder, goldenNames, readGolden } from "../../test/golden/models/golden.ts";
-import { Decoder, loadModel, saveModel } from "./index.ts";
+import { Decoder, loadModel, readConfigJson, saveModel } from "./index.ts";
 
 const { engines } = await startEngines();
 afterAll(() => {
@@ -85,6 +86,24 @@ test("a sharded model is the same model, and replaces a single file", () => {
   expect(readdirSync(folder)).not.toContain("model.safetensors");
   using again = loadModel(engine, folder);
   expect(contents(again)).toEqual(contents(model));
+});
+
+const ggufNames = ["llama2", "llama3", "mistral", "qwen3", "smollm2", "mixtral"] as const;
+test.each(ggufNames)("%s: through GGUF a model keeps its bits and its configuration", (name) => {
+  const engine = anyEngine();
+  const path = join(folder, `${name}.gguf`);
+  const { json } = readConfigJson(goldenFolder(name));
+  {
+    using weights = openModelWeights(goldenFolder(name));
+    exportGguf(path, weights, json as Record<string, unknown>, { type: "F32" });
+  }
+  using model = loadModel(engine, path);
+  using expected = loadModel(engine, goldenFolder(name));
+  expect(model.dtype).toBe("f32");
+  expect(contents(model)).toEqual(contents(expected));
+  // GGUF has no place for the initial deviation, and token ids come from the tokenizer, which is not here.
+  const { initStd: _, bosTokenId: _bos, eosTokenIds: _eos, ...rest } = expected.config;
+  expect(model.config).toMatchObject(rest);
 });
 
 test("Mixtral's fused expert tensors are the per-expert ones", () => {
