@@ -19,8 +19,11 @@ import type { PipelineTokenizer } from "./pipeline.ts";
 import { buildSentencePieceTokenizer } from "./sentencepiece-pipeline.ts";
 import { pieceType } from "./source.ts";
 
-/** Keys to values. Arrays may be plain or typed, integers may be bigint. */
-export type GgufMetadata = Readonly<Record<string, unknown>>;
+/**
+ * Keys to values. Arrays may be plain or typed, integers may be bigint, and a value may be wrapped with its type as
+ * `{type, value}` or `{type, elementType, values}`, as the GGUF reader and `toGgufMetadata` give them.
+ */
+export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;
 
 /** Texts that end a turn in the chat formats of known models; such a piece ends a generation. */
 const turnEnds = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "<｜end▁of▁sentence｜>"];
@@ -39,13 +42,19 @@ export function loadGgufTokenizer(metadata: GgufMetadata, origin = "GGUF"): Pipe
   throw new MoeError("unsupported", `${origin}: tokenizer.ggml.model ${describe(model)} is not supported; gpt2 and llama are`);
 }
 
+function unwrap(value: unknown): unknown {
+  if (typeof value !== "object" || value === null || !("type" in value)) return value;
+  return "values" in value ? value.values : "value" in value ? value.value : value;
+}
+
 /** Typed access to the keys. */
 class Reader {
-  readonly #metadata: GgufMetadata;
+  readonly #metadata: Readonly<Record<string, unknown>>;
   readonly #origin: string;
 
   constructor(metadata: GgufMetadata, origin: string) {
-    this.#metadata = metadata;
+    const entries = metadata instanceof Map ? [...metadata] : Object.entries(metadata);
+    this.#metadata = Object.fromEntries(entries.map(([key, value]) => [key, unwrap(value)]));
     this.#origin = origin;
   }
 
@@ -134,7 +143,7 @@ function byteLevel(read: Reader, pieces: readonly string[], types: Uint8Array, o
     { Sequence: { id: "A", type_id: 0 } },
     ...around("eos", read.flag("tokenizer.ggml.add_eos_token", false)),
   ];
-  const named_ = Object.fromEntries([specials.bos, specials.eos].flatMap((name) => (name === undefined ? [] : [[name, { id: name, ids: [vocab.get(name)], tokens: [name] }]])));
+  const templateTokens = Object.fromEntries([specials.bos, specials.eos].flatMap((name) => (name === undefined ? [] : [[name, { id: name, ids: [vocab.get(name)], tokens: [name] }]])));
   const tokenizerJson = {
     version: "1.0",
     truncation: null,
@@ -146,7 +155,7 @@ function byteLevel(read: Reader, pieces: readonly string[], types: Uint8Array, o
     }),
     normalizer: null,
     pre_tokenizer: preTokenizerJson(named.patterns),
-    post_processor: single.length === 1 ? null : { type: "TemplateProcessing", single, pair: [...single, { Sequence: { id: "B", type_id: 1 } }], special_tokens: named_ },
+    post_processor: single.length === 1 ? null : { type: "TemplateProcessing", single, pair: [...single, { Sequence: { id: "B", type_id: 1 } }], special_tokens: templateTokens },
     decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {
       type: "BPE", dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null,

@@ -6,7 +6,7 @@
  * The package `@huggingface/tokenizers` reads the same file, and what it does well is used: patterns (pattern.ts),
  * WordPiece, Bert's normalizer, rare decoders. The rest is ours, for two reasons. It is not equal to the original in
  * places that the files here use (see normalize.ts, pretokenize.ts, decoder.ts). And its BPE keys a map by JSON text
- * and keeps objects in a heap: 10 MB of English take about a minute, ours a few seconds.
+ * and keeps objects in a heap: several times slower on English text.
  */
 
 import { readFile } from "node:fs/promises";

@@ -45,6 +45,8 @@ export class PipelineTokenizer implements Tokenizer {
   readonly #parts: PipelineParts;
   readonly #pieceToId: Map<string, number>;
   readonly #specialIdSet: ReadonlySet<number>;
+  /** Bytes of ids asked for so far. */
+  readonly #bytes: (Uint8Array | undefined)[] = [];
   readonly specialTokens: ReadonlyMap<string, number>;
 
   constructor(parts: PipelineParts) {
@@ -115,9 +117,9 @@ export class PipelineTokenizer implements Tokenizer {
 
   decode(ids: ArrayLike<number>, options: DecodeOptions = {}): string {
     const kept = this.#kept(ids, options.skipSpecialTokens ?? true);
-    const { decode, bytesOf } = this.#parts;
+    const { decode } = this.#parts;
     if (decode !== "bytes") return decode(kept.map((id) => pieceOf(this.#parts.pieces, id, "decode"))).join("");
-    const chunks = kept.map(bytesOf);
+    const chunks = kept.map((id) => this.#bytesOf(id));
     const bytes = new Uint8Array(chunks.reduce((sum, chunk) => sum + chunk.length, 0));
     let at = 0;
     for (const chunk of chunks) {
@@ -144,7 +146,7 @@ export class PipelineTokenizer implements Tokenizer {
     return {
       push: (id) => {
         const [kept] = this.#kept([id], skipSpecialTokens);
-        return kept === undefined ? "" : decoder.decode(this.#parts.bytesOf(kept), { stream: true });
+        return kept === undefined ? "" : decoder.decode(this.#bytesOf(kept), { stream: true });
       },
       end: () => decoder.decode(),
     };
@@ -156,7 +158,11 @@ export class PipelineTokenizer implements Tokenizer {
 
   idToBytes(id: number): Uint8Array {
     checkId(id, this.vocabSize, "idToBytes");
-    return this.#parts.bytesOf(id);
+    return this.#bytesOf(id).slice();
+  }
+
+  #bytesOf(id: number): Uint8Array {
+    return (this.#bytes[id] ??= this.#parts.bytesOf(id));
   }
 
   pieceToId(piece: string): number | undefined {
@@ -172,7 +178,7 @@ class WindowStream implements DecodeStream {
   /** Ids already emitted that give the new ones their context, then the pending ones. */
   #window: number[] = [];
   #emitted = 0;
-  /** Length of the emitted text of a window that has no earlier context. */
+  /** What the emitted ids of the window decode to. */
   #context = "";
 
   constructor(decode: (ids: readonly number[]) => string) {
