@@ -71,6 +71,23 @@ describe("linearCrossEntropy", () => {
       }),
     );
   });
+  it.each([true, false])("gives a parameter (gradient set before: %s) the same in one chunk and in several", (isSet) => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const gradient = (chunkRows: number): Float32Array => {
+          const { x, w, ids } = operands(engine);
+          const grad = engine.from(new Float32Array(28).fill(5), [7, 4], "f32");
+          w.parameter = { name: "head", grad, gradIsSet: isSet };
+          using tape = new Tape(engine);
+          const { loss } = engine.withTape(tape, () => linearCrossEntropy(x, w, ids, { scale: 0.5, chunkRows }));
+          tape.backward([{ value: loss, grad: 1 }]);
+          return grad.toFloat32Array();
+        };
+        const whole = gradient(5);
+        for (const chunkRows of [1, 2]) gradient(chunkRows).forEach((value, i) => expect(value).toBeCloseTo(whole[i] ?? NaN, 5));
+      }),
+    );
+  });
   it("refuses another upstream gradient than 1 when the weight is a parameter", () => {
     withEngine((engine) =>
       engine.scope(() => {

@@ -3,7 +3,7 @@ import { checkGradients, withEngine } from "../../../test/gradcheck.ts";
 import type { Engine } from "../engine.ts";
 import { Tape } from "../tape.ts";
 import type { Tensor } from "../tensor.ts";
-import { scale } from "./elementwise.ts";
+import { add, scale } from "./elementwise.ts";
 import { linear } from "./linear.ts";
 import { rmsNorm } from "./norm.ts";
 import { makeRopeTable, ropeInPlace } from "./rope.ts";
@@ -51,6 +51,16 @@ describe("ropeInPlace", () => {
         const before = scale(y, 2);
         ropeInPlace(y, makeRopeTable(engine, Float32Array.of(1, 0.3), 8, 1), engine.from([5, 0, 2], [3], "i32"), 4);
         return [y, before];
+      },
+    });
+  });
+  it("has the gradients of finite differences where a residual sum shares the gradient that is rotated back in place", () => {
+    checkGradients({
+      inputs: { x: { shape: [3, 8] }, other: { shape: [3, 8] } },
+      run: ({ x, other }, engine) => {
+        if (!x || !other) return [];
+        const kept = scale(other, 0.5);
+        return [add(rotated(x, engine, 4, 2, 1), kept)];
       },
     });
   });
