@@ -153,7 +153,10 @@ export function toFloat32(dtype: FileDtype, bytes: Uint8Array, into: Float32Arra
 export function fromFloat32(dtype: "F32" | "F16" | "BF16", from: Float32Array, into: Uint8Array): void {
   const size = SIZES[dtype];
   if (into.byteLength !== from.length * size || into.byteOffset % size !== 0) {
-    throw new MoeError("shape", `fromFloat32: expected ${from.length * size} aligned bytes for ${from.length} elements of ${dtype}, got ${into.byteLength} at ${into.byteOffset}`);
+    throw new MoeError(
+      "shape",
+      `fromFloat32: expected ${from.length * size} aligned bytes for ${from.length} elements of ${dtype}, got ${into.byteLength} at ${into.byteOffset}`,
+    );
   }
   switch (dtype) {
     case "F32":

@@ -32,17 +32,65 @@ type Mutation =
   | { readonly kind: "splice"; readonly from: number; readonly length: number; readonly at: number; readonly replace: number }
   | { readonly kind: "number"; readonly index: number; readonly text: string };
 
-const EXTREMES = [0n, 1n, 2n, 31n, 32n, 255n, 65_536n, 2n ** 31n - 1n, 2n ** 31n, 2n ** 32n - 1n, 2n ** 40n, 2n ** 53n - 1n, 2n ** 53n, 2n ** 63n - 1n, 2n ** 63n, 2n ** 64n - 1n];
-const NUMBERS = ["0", "-1", "1e9", "9007199254740991", "9007199254740992", "18446744073709551615", "4294967296", "1.5", "[]", "{}", '"x"', "null", "", "[[", "7,7"];
+const EXTREMES = [
+  0n,
+  1n,
+  2n,
+  31n,
+  32n,
+  255n,
+  65_536n,
+  2n ** 31n - 1n,
+  2n ** 31n,
+  2n ** 32n - 1n,
+  2n ** 40n,
+  2n ** 53n - 1n,
+  2n ** 53n,
+  2n ** 63n - 1n,
+  2n ** 63n,
+  2n ** 64n - 1n,
+];
+const NUMBERS = [
+  "0",
+  "-1",
+  "1e9",
+  "9007199254740991",
+  "9007199254740992",
+  "18446744073709551615",
+  "4294967296",
+  "1.5",
+  "[]",
+  "{}",
+  '"x"',
+  "null",
+  "",
+  "[[",
+  "7,7",
+];
 
 /** Positions are drawn from the first `numBytes`, denser near the start, where the lengths are. */
 function mutations(numBytes: number): fc.Arbitrary<Mutation[]> {
-  const at = fc.oneof(fc.integer({ min: 0, max: 64 }), fc.integer({ min: 0, max: Math.min(2000, numBytes) }), fc.integer({ min: 0, max: numBytes }));
+  const at = fc.oneof(
+    fc.integer({ min: 0, max: 64 }),
+    fc.integer({ min: 0, max: Math.min(2000, numBytes) }),
+    fc.integer({ min: 0, max: numBytes }),
+  );
   const mutation: fc.Arbitrary<Mutation> = fc.oneof(
     fc.record({ kind: fc.constant("flip" as const), at, bit: fc.integer({ min: 0, max: 7 }) }),
     fc.record({ kind: fc.constant("truncate" as const), at }),
-    fc.record({ kind: fc.constant("extreme" as const), at, bytes: fc.constantFrom(4 as const, 8 as const), value: fc.constantFrom(...EXTREMES) }),
-    fc.record({ kind: fc.constant("splice" as const), from: at, length: fc.integer({ min: 0, max: 200 }), at, replace: fc.integer({ min: 0, max: 200 }) }),
+    fc.record({
+      kind: fc.constant("extreme" as const),
+      at,
+      bytes: fc.constantFrom(4 as const, 8 as const),
+      value: fc.constantFrom(...EXTREMES),
+    }),
+    fc.record({
+      kind: fc.constant("splice" as const),
+      from: at,
+      length: fc.integer({ min: 0, max: 200 }),
+      at,
+      replace: fc.integer({ min: 0, max: 200 }),
+    }),
     fc.record({ kind: fc.constant("number" as const), index: fc.nat(400), text: fc.constantFrom(...NUMBERS) }),
   );
   return fc.array(mutation, { minLength: 1, maxLength: 4 });
@@ -53,7 +101,8 @@ function mutate(original: Uint8Array, list: readonly Mutation[]): Uint8Array {
   for (const m of list) {
     if (m.kind === "flip") bytes[m.at] = (bytes[m.at] ?? 0) ^ (1 << m.bit);
     else if (m.kind === "truncate") bytes = bytes.subarray(0, m.at);
-    else if (m.kind === "splice") bytes = Buffer.concat([bytes.subarray(0, m.at), bytes.subarray(m.from, m.from + m.length), bytes.subarray(m.at + m.replace)]);
+    else if (m.kind === "splice")
+      bytes = Buffer.concat([bytes.subarray(0, m.at), bytes.subarray(m.from, m.from + m.length), bytes.subarray(m.at + m.replace)]);
     else if (m.kind === "extreme") {
       const value = Buffer.alloc(8);
       value.writeBigUInt64LE(m.value);
@@ -94,7 +143,8 @@ function readAllGguf(target: string): void {
       file.read(name, new Uint8Array(Math.min(byteLength, 4096)));
       continue;
     }
-    for (let at = 0; at < numElements; at += piece.length) file.readFloat32(name, piece.subarray(0, Math.min(piece.length, numElements - at)), at);
+    for (let at = 0; at < numElements; at += piece.length)
+      file.readFloat32(name, piece.subarray(0, Math.min(piece.length, numElements - at)), at);
   }
 }
 
@@ -113,7 +163,8 @@ function fuzz(original: string, read: (target: string) => void): { values: numbe
         outcomes.values++;
       } catch (error) {
         if (!(error instanceof MoeError) || (error.kind !== "file" && error.kind !== "unsupported")) throw error;
-        if (!error.message.startsWith(`${target}: expected `)) throw new Error(`a message without the file: ${error.message}`, { cause: error });
+        if (!error.message.startsWith(`${target}: expected `))
+          throw new Error(`a message without the file: ${error.message}`, { cause: error });
         outcomes.refusals++;
       }
       const elapsed = performance.now() - start;

@@ -39,7 +39,12 @@ export class GgufCursor {
   /** Makes the next `bytes` bytes present in the window, moves over them and gives their index in it. */
   #take(bytes: number, what: string): number {
     const left = this.#size - this.#position;
-    if (bytes > left) throw fileError(this.#path, `${what} (${bytes} bytes) at byte ${this.#position}`, `the end of the file after ${left} bytes (truncated?)`);
+    if (bytes > left)
+      throw fileError(
+        this.#path,
+        `${what} (${bytes} bytes) at byte ${this.#position}`,
+        `the end of the file after ${left} bytes (truncated?)`,
+      );
     let index = this.#position - this.#windowStart;
     if (index + bytes > this.#window.byteLength) {
       const length = Math.min(left, Math.max(bytes, WINDOW_BYTES));
@@ -63,7 +68,8 @@ export class GgufCursor {
   safeInteger(what: string): number {
     const index = this.#take(8, what);
     const value = this.#view.getBigUint64(index, true);
-    if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw fileError(this.#path, `${what} at byte ${this.#position - 8} to be at most ${Number.MAX_SAFE_INTEGER}`, `${value}`);
+    if (value > BigInt(Number.MAX_SAFE_INTEGER))
+      throw fileError(this.#path, `${what} at byte ${this.#position - 8} to be at most ${Number.MAX_SAFE_INTEGER}`, `${value}`);
     return Number(value);
   }
 
@@ -72,7 +78,11 @@ export class GgufCursor {
     const value = this.safeInteger(what);
     const left = this.#size - this.#position;
     if (value > left / leastBytes) {
-      throw fileError(this.#path, `${what} at byte ${this.#position - 8} to fit into the ${left} bytes that follow`, `${value} (of at least ${leastBytes} bytes each)`);
+      throw fileError(
+        this.#path,
+        `${what} at byte ${this.#position - 8} to fit into the ${left} bytes that follow`,
+        `${value} (of at least ${leastBytes} bytes each)`,
+      );
     }
     return value;
   }
@@ -88,7 +98,12 @@ export class GgufCursor {
   #type(what: string): GgufValueType {
     const code = this.uint32(`the type of ${what}`);
     const type = GGUF_VALUE_TYPES[code];
-    if (type === undefined) throw fileError(this.#path, `a value type from 0 to ${GGUF_VALUE_TYPES.length - 1} for ${what} at byte ${this.#position - 4}`, `${code}`);
+    if (type === undefined)
+      throw fileError(
+        this.#path,
+        `a value type from 0 to ${GGUF_VALUE_TYPES.length - 1} for ${what} at byte ${this.#position - 4}`,
+        `${code}`,
+      );
     return type;
   }
 

@@ -117,7 +117,10 @@ function q6_k({ u8, i8, f16 }: Blocks, out: Float32Array): void {
 export function dequantize(type: DequantizableType, bytes: Uint8Array, into: Float32Array): void {
   const { blockElements, blockBytes } = GGUF_TENSOR_TYPES[type];
   if (into.length % blockElements !== 0 || bytes.byteLength !== (into.length / blockElements) * blockBytes) {
-    throw new MoeError("shape", `dequantize: expected ${into.length} elements to be whole blocks of ${type} (${blockElements} elements, ${blockBytes} bytes), got ${bytes.byteLength} bytes`);
+    throw new MoeError(
+      "shape",
+      `dequantize: expected ${into.length} elements to be whole blocks of ${type} (${blockElements} elements, ${blockBytes} bytes), got ${bytes.byteLength} bytes`,
+    );
   }
   const at = bytes.byteOffset % 4 === 0 ? bytes : bytes.slice();
   const { buffer, byteOffset, byteLength } = at;

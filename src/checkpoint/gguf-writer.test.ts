@@ -18,7 +18,11 @@ afterEach(() => {
   fs.rmSync(directory, { recursive: true, force: true });
 });
 
-function write(target: string, metadata: ReadonlyMap<string, GgufValue>, tensors: readonly (GgufTensorDeclaration & { bytes: Uint8Array })[]): void {
+function write(
+  target: string,
+  metadata: ReadonlyMap<string, GgufValue>,
+  tensors: readonly (GgufTensorDeclaration & { bytes: Uint8Array })[],
+): void {
   using writer = createGguf(target, metadata, tensors);
   for (const { name, bytes } of tensors) {
     writer.write(name, bytes.subarray(0, 3));
@@ -60,29 +64,34 @@ describe("a written GGUF file", () => {
     const shape = fc.array(fc.integer({ min: 0, max: 5 }), { maxLength: 4 });
     const strings = fc.array(fc.string({ unit: "grapheme" }));
     fc.assert(
-      fc.property(fc.array(fc.tuple(type, shape), { maxLength: 5 }), strings, fc.array(fc.integer({ min: -128, max: 127 })), (list, texts, bytes) => {
-        const target = path.join(directory, "any.gguf");
-        const tensors = list.map(([t, s], i) => {
-          const values = Float32Array.from({ length: s.reduce((a, b) => a * b, 1) }, (_, j) => (i + j) % 200); // whole numbers under 256 are exact in bf16
-          const out = new Uint8Array(values.length * (t === "F32" ? 4 : 2));
-          fromFloat32(t, values, out);
-          return { name: `t${i}`, type: t, shape: s, bytes: out, values };
-        });
-        const metadata = new Map<string, GgufValue>([
-          ["texts", { type: "array", elementType: "string", values: texts }],
-          ["bytes", { type: "array", elementType: "int8", values: bytes }],
-        ]);
-        write(target, metadata, tensors);
-        using file = openGguf(target);
-        const back = [...file.metadata.values()].map((v) => (v.type === "array" ? Array.from<unknown>(v.values) : v));
-        expect(back).toEqual([texts, bytes]);
-        for (const { name, shape: s, values } of tensors) {
-          expect(file.entry(name).shape).toEqual(s);
-          const read = new Float32Array(values.length);
-          file.readFloat32(name, read);
-          expect(read).toEqual(values);
-        }
-      }),
+      fc.property(
+        fc.array(fc.tuple(type, shape), { maxLength: 5 }),
+        strings,
+        fc.array(fc.integer({ min: -128, max: 127 })),
+        (list, texts, bytes) => {
+          const target = path.join(directory, "any.gguf");
+          const tensors = list.map(([t, s], i) => {
+            const values = Float32Array.from({ length: s.reduce((a, b) => a * b, 1) }, (_, j) => (i + j) % 200); // whole numbers under 256 are exact in bf16
+            const out = new Uint8Array(values.length * (t === "F32" ? 4 : 2));
+            fromFloat32(t, values, out);
+            return { name: `t${i}`, type: t, shape: s, bytes: out, values };
+          });
+          const metadata = new Map<string, GgufValue>([
+            ["texts", { type: "array", elementType: "string", values: texts }],
+            ["bytes", { type: "array", elementType: "int8", values: bytes }],
+          ]);
+          write(target, metadata, tensors);
+          using file = openGguf(target);
+          const back = [...file.metadata.values()].map((v) => (v.type === "array" ? Array.from<unknown>(v.values) : v));
+          expect(back).toEqual([texts, bytes]);
+          for (const { name, shape: s, values } of tensors) {
+            expect(file.entry(name).shape).toEqual(s);
+            const read = new Float32Array(values.length);
+            file.readFloat32(name, read);
+            expect(read).toEqual(values);
+          }
+        },
+      ),
       { numRuns: 50 },
     );
   });
@@ -95,7 +104,12 @@ describe("what cannot be written is refused before a file exists", () => {
     ["a fraction as an integer", new Map([["k", { type: "int32", value: 0.5 }]]), [], "expected a value of type int32, got 0.5"],
     ["a 64-bit overflow", new Map([["k", { type: "uint64", value: -1n }]]), [], "expected a value of type uint64, got -1"],
     ["an ill-formed string", new Map([["k", { type: "string", value: "\ud800" }]]), [], "expected a value of type string"],
-    ["a bad array element", new Map([["k", { type: "array", elementType: "int8", values: [1, 128] }]]), [], "expected a value of type int8, got 128"],
+    [
+      "a bad array element",
+      new Map([["k", { type: "array", elementType: "int8", values: [1, 128] }]]),
+      [],
+      "expected a value of type int8, got 128",
+    ],
     ["an empty key", new Map([["", { type: "bool", value: true }]]), [], "expected a well-formed key"],
     ["a bad alignment", new Map([["general.alignment", { type: "uint32", value: 48 }]]), [], "power of two"],
     ["a name that is too long for ggml", none, [{ name: "n".repeat(64), type: "F32", shape: [1] }], "at most 63 bytes"],

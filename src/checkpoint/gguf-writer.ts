@@ -75,7 +75,10 @@ const INTEGER_RANGES: Readonly<Partial<Record<GgufValueType, readonly [number, n
 type Scalar = number | bigint | boolean | string;
 
 function outOfRange(what: string, type: GgufValueType, value: unknown): never {
-  throw new MoeError("internal", `GGUF ${what}: expected a value of type ${type}, got ${typeof value === "string" ? JSON.stringify(value.slice(0, 40)) : String(value)}`);
+  throw new MoeError(
+    "internal",
+    `GGUF ${what}: expected a value of type ${type}, got ${typeof value === "string" ? JSON.stringify(value.slice(0, 40)) : String(value)}`,
+  );
 }
 
 /** Writes one value of a type that is not an array. */
@@ -89,7 +92,8 @@ function putScalar(out: ByteBuilder, type: Exclude<GgufValueType, "array">, valu
     return out.grow(1).setUint8(0, value ? 1 : 0);
   }
   if (type === "uint64" || type === "int64") {
-    if (typeof value !== "bigint" || (type === "uint64" ? BigInt.asUintN(64, value) : BigInt.asIntN(64, value)) !== value) outOfRange(what, type, value);
+    if (typeof value !== "bigint" || (type === "uint64" ? BigInt.asUintN(64, value) : BigInt.asIntN(64, value)) !== value)
+      outOfRange(what, type, value);
     return type === "uint64" ? out.uint64(value) : out.grow(8).setBigInt64(0, value, true);
   }
   if (typeof value !== "number") outOfRange(what, type, value);
@@ -138,12 +142,18 @@ function putMetadata(out: ByteBuilder, key: string, value: GgufValue): void {
 
 function checkTensor({ name, shape, type }: GgufTensorDeclaration, names: Set<string>): number {
   if (names.has(name) || !name.isWellFormed() || new TextEncoder().encode(name).length > MAX_NAME_BYTES) {
-    throw new MoeError("unsupported", `GGUF: expected different tensor names of at most ${MAX_NAME_BYTES} bytes, got ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`);
+    throw new MoeError(
+      "unsupported",
+      `GGUF: expected different tensor names of at most ${MAX_NAME_BYTES} bytes, got ${JSON.stringify(name)}${names.has(name) ? " twice" : ""}`,
+    );
   }
   names.add(name);
   const bytes = (countElements(shape) ?? Number.NaN) * GGUF_TENSOR_TYPES[type].blockBytes;
   if (shape.length > 4 || !Number.isSafeInteger(bytes)) {
-    throw new MoeError("shape", `GGUF tensor ${JSON.stringify(name)}: expected at most 4 non-negative dimensions, got [${shape.join(", ")}]`);
+    throw new MoeError(
+      "shape",
+      `GGUF tensor ${JSON.stringify(name)}: expected at most 4 non-negative dimensions, got [${shape.join(", ")}]`,
+    );
   }
   return bytes;
 }
@@ -159,10 +169,15 @@ function checkTensor({ name, shape, type }: GgufTensorDeclaration, names: Set<st
  * writer.commit();
  * ```
  */
-export function createGguf(filePath: string, metadata: ReadonlyMap<string, GgufValue>, tensors: readonly GgufTensorDeclaration[]): TensorFileWriter {
+export function createGguf(
+  filePath: string,
+  metadata: ReadonlyMap<string, GgufValue>,
+  tensors: readonly GgufTensorDeclaration[],
+): TensorFileWriter {
   const declared = metadata.get("general.alignment");
   const alignment = declared === undefined ? 32 : declared.type === "uint32" ? declared.value : 0;
-  if (alignment < 1 || (alignment & (alignment - 1)) !== 0) throw new MoeError("internal", `${filePath}: expected general.alignment to be a uint32 and a power of two`);
+  if (alignment < 1 || (alignment & (alignment - 1)) !== 0)
+    throw new MoeError("internal", `${filePath}: expected general.alignment to be a uint32 and a power of two`);
   const align = (offset: number): number => Math.ceil(offset / alignment) * alignment;
 
   const out = new ByteBuilder();
@@ -186,5 +201,10 @@ export function createGguf(filePath: string, metadata: ReadonlyMap<string, GgufV
   }
   const dataStart = align(out.length);
   out.grow(dataStart - out.length);
-  return new TensorFileWriter(filePath, out.bytes, relative.map((p) => ({ ...p, offset: dataStart + p.offset })), dataStart + at);
+  return new TensorFileWriter(
+    filePath,
+    out.bytes,
+    relative.map((p) => ({ ...p, offset: dataStart + p.offset })),
+    dataStart + at,
+  );
 }

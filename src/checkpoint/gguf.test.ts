@@ -56,7 +56,9 @@ describe("dequantization", () => {
 
   it("of part of a block, or past the end, is an error of kind shape", () => {
     using blocks = openGguf(BLOCKS);
-    expect(() => blocks.readFloat32("Q4_K.weight", new Float32Array(128))).toThrow('whole blocks of 256 elements of tensor "Q4_K.weight" (Q4_K), got 0 to 128');
+    expect(() => blocks.readFloat32("Q4_K.weight", new Float32Array(128))).toThrow(
+      'whole blocks of 256 elements of tensor "Q4_K.weight" (Q4_K), got 0 to 128',
+    );
     expect(() => blocks.readFloat32("Q4_K.weight", new Float32Array(512), 1280)).toThrow("within the 864 bytes");
     expect(() => blocks.readFloat32("F32.weight", new Float32Array(1), 1536)).toThrow("within the 6144 bytes");
     expect(() => dequantize("Q8_0", new Uint8Array(33), new Float32Array(32))).toThrow("got 33 bytes");
@@ -69,7 +71,10 @@ describe("dequantization", () => {
       file.readFloat32("q5", new Float32Array(1536));
       expect.unreachable();
     } catch (error) {
-      expect(error).toMatchObject({ kind: "unsupported", message: `${VALUES}: expected tensor "q5" to have one of the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, got Q5_K` });
+      expect(error).toMatchObject({
+        kind: "unsupported",
+        message: `${VALUES}: expected tensor "q5" to have one of the types F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q4_K, Q6_K, got Q5_K`,
+      });
     }
   });
 });
@@ -77,7 +82,9 @@ describe("dequantization", () => {
 describe("metadata", () => {
   it("of every type is read with its type", () => {
     using file = openGguf(VALUES);
-    const plain = Object.fromEntries([...file.metadata].map(([k, v]) => [k, v.type === "array" ? { ...v, values: Array.from<unknown>(v.values) } : v]));
+    const plain = Object.fromEntries(
+      [...file.metadata].map(([k, v]) => [k, v.type === "array" ? { ...v, values: Array.from<unknown>(v.values) } : v]),
+    );
     expect(plain).toMatchObject({
       "general.architecture": { type: "string", value: "test" },
       "v.uint8": { type: "uint8", value: 200 },
@@ -100,7 +107,9 @@ describe("metadata", () => {
     });
     const nested = file.metadata.get("v.array.nested");
     expect(nested).toMatchObject({ type: "array", elementType: "array" });
-    expect(nested?.type === "array" && nested.elementType === "array" ? nested.values.map((v) => Array.from<unknown>(v.values)) : []).toEqual([[1, 2], [3]]);
+    expect(
+      nested?.type === "array" && nested.elementType === "array" ? nested.values.map((v) => Array.from<unknown>(v.values)) : [],
+    ).toEqual([[1, 2], [3]]);
   });
 
   it("sets the alignment, and shapes are row-major", () => {
@@ -141,7 +150,15 @@ interface Recipe {
   dataBytes?: number;
 }
 
-function fileOf({ magic = 0x46554747, version = 3, numTensors = 0, numEntries = 0, metadata = [], tensors = [], dataBytes = 0 }: Recipe): string {
+function fileOf({
+  magic = 0x46554747,
+  version = 3,
+  numTensors = 0,
+  numEntries = 0,
+  metadata = [],
+  tensors = [],
+  dataBytes = 0,
+}: Recipe): string {
   const head = bytesOf([["u32", magic], ["u32", version], ["u64", numTensors], ["u64", numEntries], ...metadata, ...tensors]);
   const bytes = new Uint8Array(Math.ceil(head.length / 32) * 32 + dataBytes);
   bytes.set(head);
@@ -180,7 +197,9 @@ describe("a corrupt GGUF file", () => {
   it("that is missing, empty or something else", () => {
     expect(refusal(path.join(directory, "none.gguf"))).toContain("got nothing of that name");
     fs.writeFileSync(path.join(directory, "empty.gguf"), "");
-    expect(refusal(path.join(directory, "empty.gguf"))).toContain("the magic number (4 bytes) at byte 0, got the end of the file after 0 bytes");
+    expect(refusal(path.join(directory, "empty.gguf"))).toContain(
+      "the magic number (4 bytes) at byte 0, got the end of the file after 0 bytes",
+    );
     expect(refusal(fileOf({ magic: 0x04034b50 }))).toBe('expected a GGUF file, which starts with "GGUF", got 0x04034b50');
   });
 
@@ -201,40 +220,63 @@ describe("a corrupt GGUF file", () => {
 
   it("with counts that the file is too small for costs no memory", () => {
     const before = process.memoryUsage().arrayBuffers;
-    expect(refusal(fileOf({ numTensors: 2n ** 40n }))).toContain("the number of tensors at byte 8 to fit into the 16 bytes that follow, got 1099511627776");
-    expect(refusal(fileOf({ numEntries: 2n ** 63n }))).toContain("the number of metadata entries at byte 16 to be at most 9007199254740991, got 9223372036854775808");
-    expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 9], ["u32", 6], ["u64", 2n ** 34n]] }))).toContain('the length of metadata "k"');
+    expect(refusal(fileOf({ numTensors: 2n ** 40n }))).toContain(
+      "the number of tensors at byte 8 to fit into the 16 bytes that follow, got 1099511627776",
+    );
+    expect(refusal(fileOf({ numEntries: 2n ** 63n }))).toContain(
+      "the number of metadata entries at byte 16 to be at most 9007199254740991, got 9223372036854775808",
+    );
+    expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 9], ["u32", 6], ["u64", 2n ** 34n]] }))).toContain(
+      'the length of metadata "k"',
+    );
     expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 8], ["u64", 2n ** 34n]] }))).toContain('the length of metadata "k"');
     expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(2e6);
   });
 
   it("with an unknown value type, a bool of two, a key twice or arrays without end", () => {
-    expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 13]] }))).toContain('a value type from 0 to 12 for metadata "k" at byte 33, got 13');
+    expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 13]] }))).toContain(
+      'a value type from 0 to 12 for metadata "k" at byte 33, got 13',
+    );
     expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 7], ["u8", 2]] }))).toContain("a bool of 0 or 1");
-    expect(refusal(fileOf({ numEntries: 2, metadata: ["k", ["u32", 7], ["u8", 1], "k", ["u32", 7], ["u8", 1]] }))).toContain('each metadata key once, got "k" twice');
-    const nested = Array.from({ length: 100 }, (): Part[] => [["u32", 9], ["u64", 1]]).flat();
+    expect(refusal(fileOf({ numEntries: 2, metadata: ["k", ["u32", 7], ["u8", 1], "k", ["u32", 7], ["u8", 1]] }))).toContain(
+      'each metadata key once, got "k" twice',
+    );
+    const nested = Array.from({ length: 100 }, (): Part[] => [
+      ["u32", 9],
+      ["u64", 1],
+    ]).flat();
     expect(refusal(fileOf({ numEntries: 1, metadata: ["k", ["u32", 9], ...nested] }))).toContain("at most 4 levels of arrays");
   });
 
   it("with an alignment that is none", () => {
     for (const alignment of [0, 3, 2 ** 31]) {
-      expect(refusal(fileOf({ numEntries: 1, metadata: ["general.alignment", ["u32", 4], ["u32", alignment]] }))).toContain(`a power of two, got uint32 ${alignment}`);
+      expect(refusal(fileOf({ numEntries: 1, metadata: ["general.alignment", ["u32", 4], ["u32", alignment]] }))).toContain(
+        `a power of two, got uint32 ${alignment}`,
+      );
     }
     expect(refusal(fileOf({ numEntries: 1, metadata: ["general.alignment", ["u32", 10], ["u64", 32]] }))).toContain("to be a uint32");
   });
 
   it("with tensors of a bad shape or type", () => {
-    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [1, 1, 1, 1, 1], 0, 0) }))).toContain('at most 4 dimensions for tensor "t", got 5');
+    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [1, 1, 1, 1, 1], 0, 0) }))).toContain(
+      'at most 4 dimensions for tensor "t", got 5',
+    );
     expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [2n ** 63n], 0, 0) }))).toContain("to be at most 9007199254740991");
     expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [2n ** 40n, 2n ** 40n], 0, 0) }))).toContain("whose size overflows");
-    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [48], 8, 0), dataBytes: 64 }))).toContain("rows of whole Q8_0 blocks of 32 elements");
-    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [32], 4, 0), dataBytes: 64 }), "unsupported")).toContain('a known GGUF type for tensor "t", got type code 4');
+    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [48], 8, 0), dataBytes: 64 }))).toContain(
+      "rows of whole Q8_0 blocks of 32 elements",
+    );
+    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [32], 4, 0), dataBytes: 64 }), "unsupported")).toContain(
+      'a known GGUF type for tensor "t", got type code 4',
+    );
   });
 
   it("with tensors outside the file, unaligned, overlapping or twice", () => {
     expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [9], 0, 0), dataBytes: 32 }))).toContain("a file of 96 bytes (truncated?)");
     expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [1], 0, 2 ** 52), dataBytes: 32 }))).toContain("truncated?");
-    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [1], 0, 4), dataBytes: 32 }))).toContain('a multiple of 32 for tensor "t", got 4');
+    expect(refusal(fileOf({ numTensors: 1, tensors: tensor("t", [1], 0, 4), dataBytes: 32 }))).toContain(
+      'a multiple of 32 for tensor "t", got 4',
+    );
     const two = (name: string, offset: number): Part[] => [...tensor("t", [9], 0, 0), ...tensor(name, [1], 0, offset)];
     expect(refusal(fileOf({ numTensors: 2, tensors: two("u", 32), dataBytes: 64 }))).toContain('tensors "t" and "u" overlapping');
     expect(refusal(fileOf({ numTensors: 2, tensors: two("t", 64), dataBytes: 96 }))).toContain('each tensor name once, got "t" twice');

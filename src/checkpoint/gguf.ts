@@ -58,8 +58,10 @@ function readPreamble(cursor: GgufCursor, filePath: string): { version: number; 
   const magic = cursor.uint32("the magic number");
   if (magic !== 0x46554747) throw fileError(filePath, 'a GGUF file, which starts with "GGUF"', `0x${magic.toString(16).padStart(8, "0")}`);
   const version = cursor.uint32("the version");
-  if (version === 1) throw new MoeError("unsupported", `${filePath}: expected GGUF version 2 or 3, got version 1; convert it with a current llama.cpp`);
-  if ((version & 0xffff) === 0 && version !== 0) throw new MoeError("unsupported", `${filePath}: expected a little-endian GGUF file, got a big-endian one`);
+  if (version === 1)
+    throw new MoeError("unsupported", `${filePath}: expected GGUF version 2 or 3, got version 1; convert it with a current llama.cpp`);
+  if ((version & 0xffff) === 0 && version !== 0)
+    throw new MoeError("unsupported", `${filePath}: expected a little-endian GGUF file, got a big-endian one`);
   if (version !== 2 && version !== 3) throw fileError(filePath, "GGUF version 2 or 3", `version ${version}`);
   // A tensor takes at least a name's length, dimensions, a type and an offset; an entry a key's length, a type and a byte.
   const numTensors = cursor.count("the number of tensors", 24);
@@ -82,7 +84,11 @@ function alignmentOf(metadata: ReadonlyMap<string, GgufValue>, filePath: string)
   if (alignment === undefined) return DEFAULT_ALIGNMENT;
   const value = alignment.type === "uint32" ? alignment.value : 0;
   if (value < 1 || value > 1 << 30 || (value & (value - 1)) !== 0) {
-    throw fileError(filePath, "general.alignment to be a uint32 and a power of two", `${alignment.type}${alignment.type === "uint32" ? ` ${value}` : ""}`);
+    throw fileError(
+      filePath,
+      "general.alignment to be a uint32 and a power of two",
+      `${alignment.type}${alignment.type === "uint32" ? ` ${value}` : ""}`,
+    );
   }
   return value;
 }
@@ -111,15 +117,26 @@ function readTensorInfo(cursor: GgufCursor, index: number, filePath: string): Gg
 }
 
 /** Makes offsets absolute and checks that the tensors lie within the file, aligned and apart from each other. */
-function placeTensors(infos: readonly GgufTensor[], dataStart: number, alignment: number, size: number, filePath: string): Map<string, GgufTensor> {
+function placeTensors(
+  infos: readonly GgufTensor[],
+  dataStart: number,
+  alignment: number,
+  size: number,
+  filePath: string,
+): Map<string, GgufTensor> {
   const tensors = new Map<string, GgufTensor>();
   for (const info of infos) {
     const tensor = `tensor ${JSON.stringify(info.name)}`;
     if (tensors.has(info.name)) throw fileError(filePath, "each tensor name once", `${JSON.stringify(info.name)} twice`);
-    if (info.offset % alignment !== 0) throw fileError(filePath, `an offset that is a multiple of ${alignment} for ${tensor}`, `${info.offset}`);
+    if (info.offset % alignment !== 0)
+      throw fileError(filePath, `an offset that is a multiple of ${alignment} for ${tensor}`, `${info.offset}`);
     const offset = dataStart + info.offset;
     if (offset + info.byteLength > size) {
-      throw fileError(filePath, `${tensor} (${info.type} [${info.shape.join(", ")}]) to end at byte ${offset + info.byteLength}`, `a file of ${size} bytes (truncated?)`);
+      throw fileError(
+        filePath,
+        `${tensor} (${info.type} [${info.shape.join(", ")}]) to end at byte ${offset + info.byteLength}`,
+        `a file of ${size} bytes (truncated?)`,
+      );
     }
     tensors.set(info.name, { ...info, offset });
   }
@@ -127,7 +144,11 @@ function placeTensors(infos: readonly GgufTensor[], dataStart: number, alignment
   let before: GgufTensor | undefined;
   for (const tensor of sorted) {
     if (before !== undefined && tensor.offset < before.offset + before.byteLength) {
-      throw fileError(filePath, "tensors that do not overlap", `tensors ${JSON.stringify(before.name)} and ${JSON.stringify(tensor.name)} overlapping`);
+      throw fileError(
+        filePath,
+        "tensors that do not overlap",
+        `tensors ${JSON.stringify(before.name)} and ${JSON.stringify(tensor.name)} overlapping`,
+      );
     }
     before = tensor;
   }
@@ -166,16 +187,21 @@ export class GgufFile implements Disposable {
   /** The entry of a tensor; an unknown name is an error of kind `file` that names the nearest. */
   entry(name: string): GgufTensor {
     const tensor = this.tensors.get(name);
-    if (tensor === undefined) throw fileError(this.path, `a tensor ${JSON.stringify(name)}`, `none${didYouMean(name, this.tensors.keys())}`);
+    if (tensor === undefined)
+      throw fileError(this.path, `a tensor ${JSON.stringify(name)}`, `none${didYouMean(name, this.tensors.keys())}`);
     return tensor;
   }
 
   /** Fills `into` with the tensor's stored bytes from byte `from` on. Reading past its end is an error of kind `shape`. */
   read(name: string, into: Uint8Array, from = 0): void {
     const { offset, byteLength } = this.entry(name);
-    if (this.#fd === undefined) throw new MoeError("internal", `${this.path}: tensor ${JSON.stringify(name)} read after the file was closed`);
+    if (this.#fd === undefined)
+      throw new MoeError("internal", `${this.path}: tensor ${JSON.stringify(name)} read after the file was closed`);
     if (!Number.isSafeInteger(from) || from < 0 || from + into.byteLength > byteLength) {
-      throw new MoeError("shape", `${this.path}: expected a range within the ${byteLength} bytes of tensor ${JSON.stringify(name)}, got ${from} to ${from + into.byteLength}`);
+      throw new MoeError(
+        "shape",
+        `${this.path}: expected a range within the ${byteLength} bytes of tensor ${JSON.stringify(name)}, got ${from} to ${from + into.byteLength}`,
+      );
     }
     readFully(this.#fd, into, offset + from, this.path);
   }
@@ -188,12 +214,18 @@ export class GgufFile implements Disposable {
   readFloat32(name: string, into: Float32Array, from = 0): void {
     const { type } = this.entry(name);
     if (!isDequantizable(type)) {
-      throw new MoeError("unsupported", `${this.path}: expected tensor ${JSON.stringify(name)} to have one of the types ${DEQUANTIZABLE.join(", ")}, got ${type}`);
+      throw new MoeError(
+        "unsupported",
+        `${this.path}: expected tensor ${JSON.stringify(name)} to have one of the types ${DEQUANTIZABLE.join(", ")}, got ${type}`,
+      );
     }
     if (type === "F32") return this.read(name, new Uint8Array(into.buffer, into.byteOffset, into.byteLength), from * 4);
     const { blockElements, blockBytes } = GGUF_TENSOR_TYPES[type];
     if (from % blockElements !== 0 || into.length % blockElements !== 0) {
-      throw new MoeError("shape", `${this.path}: expected whole blocks of ${blockElements} elements of tensor ${JSON.stringify(name)} (${type}), got ${from} to ${from + into.length}`);
+      throw new MoeError(
+        "shape",
+        `${this.path}: expected whole blocks of ${blockElements} elements of tensor ${JSON.stringify(name)} (${type}), got ${from} to ${from + into.length}`,
+      );
     }
     const numBlocks = into.length / blockElements;
     const piece = new Uint8Array(Math.min(numBlocks, Math.floor((1 << 20) / blockBytes)) * blockBytes);

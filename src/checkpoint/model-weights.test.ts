@@ -17,7 +17,10 @@ afterEach(() => {
 function shard(fileName: string, names: readonly string[]): void {
   const target = path.join(directory, fileName);
   fs.mkdirSync(path.dirname(target), { recursive: true });
-  using writer = createSafetensors(target, names.map((name) => ({ name, dtype: "BF16", shape: [2] })));
+  using writer = createSafetensors(
+    target,
+    names.map((name) => ({ name, dtype: "BF16", shape: [2] })),
+  );
   for (const name of names) writer.write(name, new Uint8Array([0x80, 0x3f, 0x00, 0xc0])); // 1, -2
   writer.commit();
 }
@@ -78,13 +81,20 @@ describe("a bad model", () => {
     expect(refusal(directory)).toContain("gone.safetensors: expected a file that can be read");
   });
 
-  it.each(["../x.safetensors", "sub/../../x.safetensors", "/etc/x.safetensors", "C:\\x.safetensors", "c:x.safetensors", "..\\x.safetensors", "\\\\host\\x.safetensors", "a\0.safetensors", ""])(
-    "whose index leads out of the folder with %j",
-    (name) => {
-      const target = index({ weight_map: { a: name } });
-      expect(refusal(directory)).toBe(`${target}: expected file names that stay in the folder of the index, got ${JSON.stringify(name)}`);
-    },
-  );
+  it.each([
+    "../x.safetensors",
+    "sub/../../x.safetensors",
+    "/etc/x.safetensors",
+    "C:\\x.safetensors",
+    "c:x.safetensors",
+    "..\\x.safetensors",
+    "\\\\host\\x.safetensors",
+    "a\0.safetensors",
+    "",
+  ])("whose index leads out of the folder with %j", (name) => {
+    const target = index({ weight_map: { a: name } });
+    expect(refusal(directory)).toBe(`${target}: expected file names that stay in the folder of the index, got ${JSON.stringify(name)}`);
+  });
 
   it("whose index names another kind of file", () => {
     index({ weight_map: { a: "pytorch_model.bin" } });

@@ -42,7 +42,11 @@ export class ModelWeights implements Disposable {
         const other = owner.get(name);
         if (other !== undefined) {
           this.close();
-          throw fileError(sourcePath, `tensor ${JSON.stringify(name)} in one file`, `it in ${path.basename(other.path)} and in ${path.basename(file.path)}`);
+          throw fileError(
+            sourcePath,
+            `tensor ${JSON.stringify(name)} in one file`,
+            `it in ${path.basename(other.path)} and in ${path.basename(file.path)}`,
+          );
         }
         tensors.set(name, entry);
         owner.set(name, file);
@@ -92,7 +96,8 @@ export class ModelWeights implements Disposable {
 
 /** The path of a shard, provided that it stays in the index's folder, read as a path of any system. */
 function shardPath(indexPath: string, shard: string): string {
-  const leaves = path.posix.isAbsolute(shard) || path.win32.isAbsolute(shard) || /^[A-Za-z]:/.test(shard) || shard.split(/[/\\]/).includes("..");
+  const leaves =
+    path.posix.isAbsolute(shard) || path.win32.isAbsolute(shard) || /^[A-Za-z]:/.test(shard) || shard.split(/[/\\]/).includes("..");
   if (leaves || shard === "" || shard.includes("\0")) {
     throw fileError(indexPath, "file names that stay in the folder of the index", JSON.stringify(shard));
   }
@@ -133,7 +138,8 @@ function openIndex(indexPath: string): ModelWeights {
         file = openSafetensors(shardPath(indexPath, shard));
         files.set(shard, file);
       }
-      if (!file.tensors.has(name)) throw fileError(file.path, `the tensor ${JSON.stringify(name)} that ${path.basename(indexPath)} promises`, "no such tensor");
+      if (!file.tensors.has(name))
+        throw fileError(file.path, `the tensor ${JSON.stringify(name)} that ${path.basename(indexPath)} promises`, "no such tensor");
     }
   } catch (error) {
     for (const file of files.values()) file.close();

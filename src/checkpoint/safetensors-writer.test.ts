@@ -35,7 +35,11 @@ const THREE = [u8("a", 10), u8("b", 10), u8("c", 10)];
 
 describe("a written safetensors file", () => {
   it("holds any tensors in any pieces, aligned", () => {
-    const tensor = fc.tuple(fc.constantFrom(...FILE_DTYPES), fc.array(fc.integer({ min: 0, max: 4 }), { maxLength: 4 }), fc.string({ unit: "grapheme" }));
+    const tensor = fc.tuple(
+      fc.constantFrom(...FILE_DTYPES),
+      fc.array(fc.integer({ min: 0, max: 4 }), { maxLength: 4 }),
+      fc.string({ unit: "grapheme" }),
+    );
     fc.assert(
       fc.property(fc.array(tensor, { maxLength: 8 }), fc.integer({ min: 1, max: 9 }), (list, piece) => {
         const tensors = list.map(([dtype, shape, name], i) => ({ name: `${i}${name}`, dtype, shape }));
@@ -98,7 +102,11 @@ describe("a written model", () => {
     writeModel(THREE, 30);
     expect(fs.readdirSync(directory)).toEqual(["model.safetensors"]);
     writeModel(THREE, 29);
-    expect(fs.readdirSync(directory).sort()).toEqual(["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors.index.json"]);
+    expect(fs.readdirSync(directory).sort()).toEqual([
+      "model-00001-of-00002.safetensors",
+      "model-00002-of-00002.safetensors",
+      "model.safetensors.index.json",
+    ]);
     const index: unknown = JSON.parse(fs.readFileSync(path.join(directory, "model.safetensors.index.json"), "utf8"));
     const [first, second] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
     expect(index).toEqual({ metadata: { total_size: 30 }, weight_map: { a: first, b: first, c: second } });
@@ -150,7 +158,6 @@ describe("a written model", () => {
   });
 
   it("that was killed after any step loads as the old, as the new, or not at all", () => {
-    const source = (name: string): string => JSON.stringify(path.join(import.meta.dirname, name));
     // The child dies just before its k-th change of a name (rename or removal), for every k until it survives.
     const script = `
       import fs from "node:fs"; import { syncBuiltinESMExports } from "node:module";
@@ -160,12 +167,16 @@ describe("a written model", () => {
         fs[name] = (...args) => { if (left-- === 0) process.kill(process.pid, "SIGKILL"); return real(...args); };
       }
       syncBuiltinESMExports();
-      const { createModelWeights } = await import(${source("safetensors-writer.ts")});
+      const { createModelWeights } = await import(${JSON.stringify(path.join(import.meta.dirname, "safetensors-writer.ts"))});
       const tensors = ["a", "b", "c"].map((name) => ({ name, dtype: "U8", shape: [10] }));
       const writer = createModelWeights(${JSON.stringify(directory)}, tensors, { maxShardBytes: Number(process.argv[2]) });
       for (const { name } of tensors) writer.write(name, new Uint8Array(10).fill(255));
       writer.commit();`;
-    for (const [oldShard, newShard] of [[10, 10], [30, 10], [10, 30]] as const) {
+    for (const [oldShard, newShard] of [
+      [10, 10],
+      [30, 10],
+      [10, 30],
+    ] as const) {
       const outcomes = new Set<string>();
       for (let k = 0, survived = false; !survived; k++) {
         for (const name of fs.readdirSync(directory)) fs.rmSync(path.join(directory, name));

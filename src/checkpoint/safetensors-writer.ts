@@ -40,14 +40,19 @@ interface Layout {
 /** Bytes of a declared tensor; throws (kind `shape`) when the shape is not one. */
 function declaredBytes({ name, dtype, shape }: TensorDeclaration): number {
   const bytes = (countElements(shape) ?? Number.NaN) * dtypeBytes(dtype);
-  if (!Number.isSafeInteger(bytes)) throw new MoeError("shape", `tensor ${JSON.stringify(name)}: expected a shape of non-negative integers, got [${shape.join(", ")}]`);
+  if (!Number.isSafeInteger(bytes))
+    throw new MoeError("shape", `tensor ${JSON.stringify(name)}: expected a shape of non-negative integers, got [${shape.join(", ")}]`);
   return bytes;
 }
 
 function checkNames(tensors: readonly TensorDeclaration[], what: string): void {
   const names = new Set<string>(["__metadata__"]);
   for (const { name } of tensors) {
-    if (names.has(name) || !name.isWellFormed()) throw new MoeError("internal", `${what}: expected different, well-formed tensor names, got ${JSON.stringify(name)} again or ill-formed`);
+    if (names.has(name) || !name.isWellFormed())
+      throw new MoeError(
+        "internal",
+        `${what}: expected different, well-formed tensor names, got ${JSON.stringify(name)} again or ill-formed`,
+      );
     names.add(name);
   }
 }
@@ -60,7 +65,9 @@ function layOut(tensors: readonly TensorDeclaration[], metadata: Readonly<Record
   let at = 0;
   for (const { tensor, order, bytes } of inFile) {
     begins[order] = at;
-    members.push(`${JSON.stringify(tensor.name)}:${JSON.stringify({ dtype: tensor.dtype, shape: tensor.shape, data_offsets: [at, at + bytes] })}`);
+    members.push(
+      `${JSON.stringify(tensor.name)}:${JSON.stringify({ dtype: tensor.dtype, shape: tensor.shape, data_offsets: [at, at + bytes] })}`,
+    );
     at += bytes;
   }
   const json = new TextEncoder().encode(`{${members.join(",")}}`);
@@ -68,7 +75,11 @@ function layOut(tensors: readonly TensorDeclaration[], metadata: Readonly<Record
   const prelude = new Uint8Array(8 + headerBytes).fill(0x20);
   new DataView(prelude.buffer).setBigUint64(0, BigInt(headerBytes), true);
   prelude.set(json, 8);
-  const placements = tensors.map((tensor, order) => ({ name: tensor.name, offset: prelude.byteLength + (begins[order] ?? 0), byteLength: declaredBytes(tensor) }));
+  const placements = tensors.map((tensor, order) => ({
+    name: tensor.name,
+    offset: prelude.byteLength + (begins[order] ?? 0),
+    byteLength: declaredBytes(tensor),
+  }));
   return { prelude, placements, totalBytes: prelude.byteLength + at };
 }
 
@@ -81,7 +92,11 @@ function layOut(tensors: readonly TensorDeclaration[], metadata: Readonly<Record
  * writer.commit();
  * ```
  */
-export function createSafetensors(filePath: string, tensors: readonly TensorDeclaration[], options: SafetensorsOptions = {}): TensorFileWriter {
+export function createSafetensors(
+  filePath: string,
+  tensors: readonly TensorDeclaration[],
+  options: SafetensorsOptions = {},
+): TensorFileWriter {
   checkNames(tensors, filePath);
   const { prelude, placements, totalBytes } = layOut(tensors, options.metadata ?? { format: "pt" });
   return new TensorFileWriter(filePath, prelude, placements, totalBytes);
@@ -114,6 +129,11 @@ function staleFiles(directory: string, files: ReadonlySet<string>): string[] {
   return fs.readdirSync(directory).filter((name) => ours.test(name) && !files.has(name));
 }
 
+/** A shard's number as it stands in file names. */
+function digits(n: number): string {
+  return String(n).padStart(5, "0");
+}
+
 class ModelWeightsWriter implements TensorWriter {
   readonly #directory: string;
   readonly #shards: readonly { readonly fileName: string; readonly tensors: readonly TensorDeclaration[] }[];
@@ -125,10 +145,12 @@ class ModelWeightsWriter implements TensorWriter {
   constructor(directory: string, tensors: readonly TensorDeclaration[], options: ModelWeightsOptions) {
     checkNames(tensors, directory);
     const shards = splitShards(tensors, options.maxShardBytes ?? 5e9);
-    const digits = (n: number): string => String(n).padStart(5, "0");
     this.#directory = directory;
     this.#options = options;
-    this.#shards = shards.map((list, i) => ({ fileName: shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`, tensors: list }));
+    this.#shards = shards.map((list, i) => ({
+      fileName: shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
+      tensors: list,
+    }));
     this.#totalBytes = tensors.reduce((sum, tensor) => sum + declaredBytes(tensor), 0);
     this.#current = this.#open(0);
   }
@@ -182,7 +204,8 @@ class ModelWeightsWriter implements TensorWriter {
       for (const shard of [...this.#sealed, this.#current]) shard.commit();
       index.commit();
     }
-    for (const name of staleFiles(this.#directory, new Set(this.#shards.map(({ fileName }) => fileName)))) fs.rmSync(path.join(this.#directory, name), { force: true });
+    for (const name of staleFiles(this.#directory, new Set(this.#shards.map(({ fileName }) => fileName))))
+      fs.rmSync(path.join(this.#directory, name), { force: true });
   }
 
   abort(): void {
@@ -206,6 +229,10 @@ class ModelWeightsWriter implements TensorWriter {
  * writer.commit();
  * ```
  */
-export function createModelWeights(directory: string, tensors: readonly TensorDeclaration[], options: ModelWeightsOptions = {}): TensorWriter {
+export function createModelWeights(
+  directory: string,
+  tensors: readonly TensorDeclaration[],
+  options: ModelWeightsOptions = {},
+): TensorWriter {
   return new ModelWeightsWriter(directory, tensors, options);
 }

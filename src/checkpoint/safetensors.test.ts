@@ -15,7 +15,8 @@ afterEach(() => {
 
 /** A file of the given header (text, bytes, or an object) and number of data bytes 0, 1, 2, ... */
 function fileOf(header: unknown, dataBytes: number, headerLength?: bigint): string {
-  const text = header instanceof Uint8Array ? header : new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header));
+  const text =
+    header instanceof Uint8Array ? header : new TextEncoder().encode(typeof header === "string" ? header : JSON.stringify(header));
   const bytes = new Uint8Array(8 + text.length + dataBytes);
   new DataView(bytes.buffer).setBigUint64(0, headerLength ?? BigInt(text.length), true);
   bytes.set(text, 8);
@@ -41,7 +42,12 @@ const F32_6 = { dtype: "F32", shape: [2, 3], data_offsets: [0, 24] };
 
 describe("a good safetensors file", () => {
   it("gives names, shapes, places and metadata, in the order of the bytes", () => {
-    const header = { b: { dtype: "U8", shape: [], data_offsets: [24, 25] }, __metadata__: { format: "pt" }, a: F32_6, z: { dtype: "F16", shape: [0, 4], data_offsets: [25, 25] } };
+    const header = {
+      b: { dtype: "U8", shape: [], data_offsets: [24, 25] },
+      __metadata__: { format: "pt" },
+      a: F32_6,
+      z: { dtype: "F16", shape: [0, 4], data_offsets: [25, 25] },
+    };
     using file = openSafetensors(fileOf(header, 25));
     expect([...file.tensors.keys()]).toEqual(["a", "b", "z"]);
     const start = 8 + JSON.stringify(header).length;
@@ -99,7 +105,9 @@ describe("a bad safetensors file", () => {
   });
 
   it("truncated in the data", () => {
-    expect(refusal(fileOf({ a: F32_6 }, 23))).toBe("expected tensor \"a\" to end within the file's 23 bytes of data, got an end at 24 (truncated?)");
+    expect(refusal(fileOf({ a: F32_6 }, 23))).toBe(
+      'expected tensor "a" to end within the file\'s 23 bytes of data, got an end at 24 (truncated?)',
+    );
   });
 
   it("with bytes after the last tensor", () => {
@@ -128,27 +136,37 @@ describe("a bad safetensors file", () => {
   });
 
   it("with offsets that run backwards", () => {
-    expect(refusal(fileOf({ a: { ...F32_6, data_offsets: [24, 0] } }, 24))).toContain('data_offsets [begin, end] with begin <= end for tensor "a", got [24,0]');
+    expect(refusal(fileOf({ a: { ...F32_6, data_offsets: [24, 0] } }, 24))).toContain(
+      'data_offsets [begin, end] with begin <= end for tensor "a", got [24,0]',
+    );
   });
 
   it("with an unknown dtype", () => {
-    expect(refusal(fileOf({ a: { ...F32_6, dtype: "F33" } }, 24))).toMatch(/one of the dtypes F64, F32, .* for tensor "a", got "F33" \(did you mean "F32"\?\)/);
+    expect(refusal(fileOf({ a: { ...F32_6, dtype: "F33" } }, 24))).toMatch(
+      /one of the dtypes F64, F32, .* for tensor "a", got "F33" \(did you mean "F32"\?\)/,
+    );
     expect(refusal(fileOf({ a: { ...F32_6, dtype: "constructor" } }, 24))).toContain('got "constructor"');
   });
 
   it("with a dtype that does not fit the bytes", () => {
-    expect(refusal(fileOf({ a: { ...F32_6, dtype: "F16" } }, 24))).toBe('expected 12 bytes for tensor "a" (F16 [2, 3]), got data_offsets [0, 24], which are 24');
+    expect(refusal(fileOf({ a: { ...F32_6, dtype: "F16" } }, 24))).toBe(
+      'expected 12 bytes for tensor "a" (F16 [2, 3]), got data_offsets [0, 24], which are 24',
+    );
   });
 
   it("with huge dimensions", () => {
     expect(refusal(fileOf({ a: { ...F32_6, shape: [2 ** 40, 2 ** 40] } }, 24))).toContain("whose size overflows");
     expect(refusal(fileOf({ a: { ...F32_6, shape: [2 ** 52] } }, 24))).toContain("whose size overflows");
-    expect(refusal(fileOf('{"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,4]}}', 4))).toContain("as an integer from 0 to 9007199254740991");
+    expect(refusal(fileOf('{"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,4]}}', 4))).toContain(
+      "as an integer from 0 to 9007199254740991",
+    );
     expect(refusal(fileOf({ a: { ...F32_6, shape: Array.from({ length: 65 }, () => 1) } }, 24))).toContain("at most 64 numbers in shape");
   });
 
   it.each(["-1", "1.5", "1e2", "01", '"2"', "null", "[2]"])("with the dimension %s", (dim) => {
-    expect(refusal(fileOf(`{"a":{"dtype":"F32","shape":[${dim}],"data_offsets":[0,4]}}`, 4))).toMatch(/shape of tensor "a" as an integer|"\]" at|"," at/);
+    expect(refusal(fileOf(`{"a":{"dtype":"F32","shape":[${dim}],"data_offsets":[0,4]}}`, 4))).toMatch(
+      /shape of tensor "a" as an integer|"\]" at|"," at/,
+    );
   });
 
   it("with bytes that are not UTF-8", () => {

@@ -60,10 +60,18 @@ function parseEntry(cursor: JsonCursor, name: string, filePath: string): HeaderE
     } else cursor.fail(`only dtype, shape and data_offsets in ${tensor}, but there is ${JSON.stringify(field)}`);
   });
   if (dtype === undefined || shape === undefined || offsets === undefined) {
-    throw fileError(filePath, `dtype, shape and data_offsets for ${tensor}`, `${dtype === undefined ? "no dtype" : shape === undefined ? "no shape" : "no data_offsets"}`);
+    throw fileError(
+      filePath,
+      `dtype, shape and data_offsets for ${tensor}`,
+      dtype === undefined ? "no dtype" : shape === undefined ? "no shape" : "no data_offsets",
+    );
   }
   if (!isFileDtype(dtype)) {
-    throw fileError(filePath, `one of the dtypes ${FILE_DTYPES.join(", ")} for ${tensor}`, `${JSON.stringify(dtype)}${didYouMean(dtype, FILE_DTYPES)}`);
+    throw fileError(
+      filePath,
+      `one of the dtypes ${FILE_DTYPES.join(", ")} for ${tensor}`,
+      `${JSON.stringify(dtype)}${didYouMean(dtype, FILE_DTYPES)}`,
+    );
   }
   const [begin, end] = offsets;
   if (begin === undefined || end === undefined || offsets.length !== 2 || end < begin) {
@@ -82,7 +90,11 @@ function checkEntry(entry: HeaderEntry, dataBytes: number, filePath: string): vo
     throw fileError(filePath, `a shape that memory could hold for ${tensor}`, `${shape}, whose size overflows`);
   }
   if (bytes !== entry.end - entry.begin) {
-    throw fileError(filePath, `${bytes} bytes for ${tensor} (${entry.dtype} ${shape})`, `data_offsets [${entry.begin}, ${entry.end}], which are ${entry.end - entry.begin}`);
+    throw fileError(
+      filePath,
+      `${bytes} bytes for ${tensor} (${entry.dtype} ${shape})`,
+      `data_offsets [${entry.begin}, ${entry.end}], which are ${entry.end - entry.begin}`,
+    );
   }
   if (entry.end > dataBytes) {
     throw fileError(filePath, `${tensor} to end within the file's ${dataBytes} bytes of data`, `an end at ${entry.end} (truncated?)`);
@@ -96,7 +108,11 @@ function checkCover(sorted: readonly HeaderEntry[], dataBytes: number, filePath:
   for (const entry of sorted) {
     if (entry.begin !== at) {
       const problem = entry.begin < at ? "overlaps" : "leaves a gap after";
-      throw fileError(filePath, `tensor ${JSON.stringify(entry.name)} to begin at offset ${at}`, `${entry.begin}, which ${problem} ${before}`);
+      throw fileError(
+        filePath,
+        `tensor ${JSON.stringify(entry.name)} to begin at offset ${at}`,
+        `${entry.begin}, which ${problem} ${before}`,
+      );
     }
     at = entry.end;
     before = `tensor ${JSON.stringify(entry.name)}`;
@@ -110,12 +126,18 @@ function readHeader(fd: number, size: number, filePath: string): { text: string;
   readFully(fd, prefix, 0, filePath);
   const headerBytes = new DataView(prefix.buffer).getBigUint64(0, true);
   if (headerBytes > BigInt(MAX_HEADER_BYTES)) {
-    throw fileError(filePath, `a safetensors header of at most ${MAX_HEADER_BYTES} bytes`, `${headerBytes} bytes (is this a safetensors file?)`);
+    throw fileError(
+      filePath,
+      `a safetensors header of at most ${MAX_HEADER_BYTES} bytes`,
+      `${headerBytes} bytes (is this a safetensors file?)`,
+    );
   }
-  if (headerBytes > BigInt(size - 8)) throw fileError(filePath, `a header of ${headerBytes} bytes`, `a file that ends after ${size} bytes (truncated?)`);
+  if (headerBytes > BigInt(size - 8))
+    throw fileError(filePath, `a header of ${headerBytes} bytes`, `a file that ends after ${size} bytes (truncated?)`);
   const header = new Uint8Array(Number(headerBytes));
   readFully(fd, header, 8, filePath);
-  if (header[0] !== 0x7b) throw fileError(filePath, 'a header that starts with "{"', header.length === 0 ? "an empty one" : `byte ${header[0]}`);
+  if (header[0] !== 0x7b)
+    throw fileError(filePath, 'a header that starts with "{"', header.length === 0 ? "an empty one" : `byte ${header[0]}`);
   return { text: decodeUtf8(header, filePath, "the header"), dataStart: 8 + header.length };
 }
 
@@ -151,7 +173,10 @@ export class SafetensorsFile implements Disposable {
       this.path = filePath;
       this.metadata = metadata;
       this.tensors = new Map(
-        entries.map(({ name, dtype, shape, begin, end }) => [name, { name, dtype, shape, offset: dataStart + begin, byteLength: end - begin }]),
+        entries.map(({ name, dtype, shape, begin, end }) => [
+          name,
+          { name, dtype, shape, offset: dataStart + begin, byteLength: end - begin },
+        ]),
       );
       this.#fd = fd;
     } catch (error) {
@@ -170,9 +195,13 @@ export class SafetensorsFile implements Disposable {
   /** Fills `into` with the tensor's bytes from byte `from` on. Reading past its end is an error of kind `shape`. */
   read(name: string, into: Uint8Array, from = 0): void {
     const { offset, byteLength } = this.entry(name);
-    if (this.#fd === undefined) throw new MoeError("internal", `${this.path}: tensor ${JSON.stringify(name)} read after the file was closed`);
+    if (this.#fd === undefined)
+      throw new MoeError("internal", `${this.path}: tensor ${JSON.stringify(name)} read after the file was closed`);
     if (!Number.isSafeInteger(from) || from < 0 || from + into.byteLength > byteLength) {
-      throw new MoeError("shape", `${this.path}: expected a range within the ${byteLength} bytes of tensor ${JSON.stringify(name)}, got ${from} to ${from + into.byteLength}`);
+      throw new MoeError(
+        "shape",
+        `${this.path}: expected a range within the ${byteLength} bytes of tensor ${JSON.stringify(name)}, got ${from} to ${from + into.byteLength}`,
+      );
     }
     readFully(this.#fd, into, offset + from, this.path);
   }
@@ -186,7 +215,7 @@ export class SafetensorsFile implements Disposable {
     const size = dtypeBytes(dtype);
     if (dtype === "F32") return this.read(name, new Uint8Array(into.buffer, into.byteOffset, into.byteLength), from * 4);
     const piece = new Uint8Array(Math.min(into.length * size, 1 << 22));
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const count = Math.min(into.length - done, piece.byteLength / size);
       const bytes = piece.subarray(0, count * size);
       this.read(name, bytes, (from + done) * size);

@@ -66,10 +66,16 @@ export class TensorFileWriter implements TensorWriter {
     if (bytes.byteLength === 0) return;
     const place = this.#placements[this.#index];
     if (place?.name !== name) {
-      throw new MoeError("internal", `${this.path}: expected ${place === undefined ? "no more tensors" : `bytes of tensor ${JSON.stringify(place.name)}`}, got ${JSON.stringify(name)}`);
+      throw new MoeError(
+        "internal",
+        `${this.path}: expected ${place === undefined ? "no more tensors" : `bytes of tensor ${JSON.stringify(place.name)}`}, got ${JSON.stringify(name)}`,
+      );
     }
     if (this.#done + bytes.byteLength > place.byteLength) {
-      throw new MoeError("internal", `${this.path}: expected ${place.byteLength} bytes for tensor ${JSON.stringify(name)}, got ${this.#done + bytes.byteLength} or more`);
+      throw new MoeError(
+        "internal",
+        `${this.path}: expected ${place.byteLength} bytes for tensor ${JSON.stringify(name)}, got ${this.#done + bytes.byteLength} or more`,
+      );
     }
     this.#file.write(bytes, place.offset + this.#done);
     this.#done += bytes.byteLength;
@@ -80,7 +86,10 @@ export class TensorFileWriter implements TensorWriter {
   seal(): void {
     const place = this.#placements[this.#index];
     if (place !== undefined) {
-      throw new MoeError("internal", `${this.path}: expected ${place.byteLength} bytes for tensor ${JSON.stringify(place.name)} before the file is finished, got ${this.#done}`);
+      throw new MoeError(
+        "internal",
+        `${this.path}: expected ${place.byteLength} bytes for tensor ${JSON.stringify(place.name)} before the file is finished, got ${this.#done}`,
+      );
     }
     this.#file.seal();
   }

@@ -4,7 +4,16 @@ import * as os from "node:os";
 import * as path from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { MoeError } from "./errors.ts";
-import { AtomicFile, openForReading, readFully, removeTemporaries, temporaryName, writeDirectoryAtomically, writeFileAtomically, writeFully } from "./files.ts";
+import {
+  AtomicFile,
+  openForReading,
+  readFully,
+  removeTemporaries,
+  temporaryName,
+  writeDirectoryAtomically,
+  writeFileAtomically,
+  writeFully,
+} from "./files.ts";
 
 let directory = "";
 beforeEach(() => {
@@ -91,8 +100,12 @@ describe("a disk that refuses", () => {
     const target = path.join(directory, "a.bin");
     const script = `import { writeFileAtomically } from ${JSON.stringify(path.join(import.meta.dirname, "files.ts"))};
       try { writeFileAtomically(${JSON.stringify(target)}, new Uint8Array(1 << 20)); } catch (error) { console.log(error.kind + ": " + error.message); }`;
-    const child = spawnSync("sh", ["-c", `ulimit -f 64; exec "$0" --input-type=module -e "$1"`, process.execPath, script], { encoding: "utf8" });
-    expect(child.stdout).toMatch(/^resource: .*a\.bin: expected to write 1048576 bytes at offset 0 \(\d+ written\), but the file is larger/);
+    const child = spawnSync("sh", ["-c", `ulimit -f 64; exec "$0" --input-type=module -e "$1"`, process.execPath, script], {
+      encoding: "utf8",
+    });
+    expect(child.stdout).toMatch(
+      /^resource: .*a\.bin: expected to write 1048576 bytes at offset 0 \(\d+ written\), but the file is larger/,
+    );
     expect(fs.readdirSync(directory)).toEqual([]);
   });
 });

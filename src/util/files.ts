@@ -81,7 +81,11 @@ export function readFully(fd: number, into: Uint8Array, position: number, filePa
       throw systemError(filePath, `${into.byteLength} bytes at offset ${position}`, error);
     }
     if (count === 0) {
-      throw fileError(filePath, `${into.byteLength} bytes at offset ${position}`, `the end of the file after ${done} of them (is it being written, or truncated?)`);
+      throw fileError(
+        filePath,
+        `${into.byteLength} bytes at offset ${position}`,
+        `the end of the file after ${done} of them (is it being written, or truncated?)`,
+      );
     }
     done += count;
   }
@@ -111,7 +115,8 @@ export function syncDirectory(directory: string): void {
   try {
     fs.fsyncSync(fd);
   } catch (error) {
-    if (!["EINVAL", "ENOTSUP", "EPERM", "EBADF"].includes(errorCode(error))) throw systemError(directory, "a folder that can be flushed to the disk", error);
+    if (!["EINVAL", "ENOTSUP", "EPERM", "EBADF"].includes(errorCode(error)))
+      throw systemError(directory, "a folder that can be flushed to the disk", error);
   } finally {
     fs.closeSync(fd);
   }

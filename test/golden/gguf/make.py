@@ -3,6 +3,7 @@
 blocks.gguf: one tensor of random blocks of each storage type, scales made to bite (negative, subnormal, zero, large).
 blocks.f32.gguf: the same tensors as gguf.quants.dequantize gives them.
 values.gguf: metadata of every value type, a nested array, an alignment of 64 and a tensor without dequantization here.
+quantized-model.gguf: a Llama of one layer with quantized matrices.
 Run as `python make.py` in this folder; the bytes do not change from run to run.
 """
 
@@ -72,3 +73,36 @@ values.write_header_to_file()
 values.write_kv_data_to_file()
 values.write_tensors_to_file()
 values.close()
+
+model = gguf.GGUFWriter("quantized-model.gguf", "llama")
+model.add_block_count(1)
+model.add_context_length(128)
+model.add_embedding_length(64)
+model.add_feed_forward_length(96)
+model.add_head_count(2)
+model.add_head_count_kv(1)
+model.add_layer_norm_rms_eps(1e-5)
+model.add_rope_dimension_count(32)
+model.add_bos_token_id(1)
+model.add_eos_token_id(2)
+
+
+def add(name: str, kind: Q, *shape: int) -> None:
+    model.add_tensor(name, quants.quantize(random.standard_normal(shape, dtype=np.float32), kind), raw_dtype=kind)
+
+
+add("token_embd.weight", Q.Q8_0, 96, 64)
+add("output_norm.weight", Q.F32, 64)
+add("blk.0.attn_norm.weight", Q.F32, 64)
+add("blk.0.attn_q.weight", Q.Q4_1, 64, 64)
+add("blk.0.attn_k.weight", Q.Q4_0, 32, 64)
+add("blk.0.attn_v.weight", Q.Q4_1, 32, 64)
+add("blk.0.attn_output.weight", Q.F16, 64, 64)
+add("blk.0.ffn_norm.weight", Q.F32, 64)
+add("blk.0.ffn_gate.weight", Q.BF16, 96, 64)
+add("blk.0.ffn_up.weight", Q.Q4_1, 96, 64)
+add("blk.0.ffn_down.weight", Q.Q8_0, 64, 96)
+model.write_header_to_file()
+model.write_kv_data_to_file()
+model.write_tensors_to_file()
+model.close()
