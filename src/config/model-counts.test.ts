@@ -1,5 +1,13 @@
 import { expect, test } from "vitest";
-import { activationBytes, flopsPerToken, forwardFlopsPerToken, kvBytesPerToken, numActiveParams, numMoeLayers, numParams } from "./model-counts.ts";
+import {
+  activationBytes,
+  flopsPerToken,
+  forwardFlopsPerToken,
+  kvBytesPerToken,
+  numActiveParams,
+  numMoeLayers,
+  numParams,
+} from "./model-counts.ts";
 import { modelPresets } from "./model-presets.ts";
 import type { ModelConfig } from "./model.ts";
 

@@ -44,7 +44,8 @@ export class HuggingFaceReader {
     try {
       return fn();
     } catch (error) {
-      if (error instanceof MoeError && error.kind === "configuration" && !error.message.startsWith(this.path)) throw this.error(error.message);
+      if (error instanceof MoeError && error.kind === "configuration" && !error.message.startsWith(this.path))
+        throw this.error(error.message);
       throw error;
     }
   }

@@ -44,7 +44,10 @@ function readScaling(p: HuggingFaceReader, r: HuggingFaceReader, maxPositions: n
         truncate: p.boolean("truncate", true),
       };
     default:
-      throw new MoeError("unsupported", `${p.path}: rope_type "${type}" is not supported; supported: default, linear, dynamic, llama3, yarn`);
+      throw new MoeError(
+        "unsupported",
+        `${p.path}: rope_type "${type}" is not supported; supported: default, linear, dynamic, llama3, yarn`,
+      );
   }
 }
 

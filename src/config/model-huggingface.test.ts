@@ -40,7 +40,9 @@ function caught(json: unknown): MoeError {
 
 test("every golden configuration and preset survives our own config.json", () => {
   const configs: ModelConfig[] = [
-    ...["llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2", "skywork-13b", "mixtral", "skywork-moe"].map((name) => fromHuggingFaceConfig(goldenConfig(name))),
+    ...["llama2", "llama3", "mistral", "qwen2", "qwen3", "smollm2", "skywork-13b", "mixtral", "skywork-moe"].map((name) =>
+      fromHuggingFaceConfig(goldenConfig(name)),
+    ),
     ...Object.values(modelPresets),
   ];
   for (const config of configs) {
@@ -55,16 +57,42 @@ test("an old and a new spelling of rope mean the same", () => {
   const old = fromHuggingFaceConfig({ ...llama, rope_theta: 5e5, rope_scaling: { rope_type: "llama3", ...scaling } });
   expect(fromHuggingFaceConfig({ ...llama, rope_parameters: { rope_theta: 5e5, rope_type: "llama3", ...scaling } })).toEqual(old);
   expect(old.ropeScaling).toEqual({ type: "llama3", factor: 8, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositions: 8192 });
-  expect(fromHuggingFaceConfig({ ...llama, rope_scaling: { type: "linear", factor: 2 } }).ropeScaling).toEqual({ type: "linear", factor: 2 });
-  expect(fromHuggingFaceConfig({ ...llama, rope_parameters: { rope_type: "default", rope_theta: 7 } })).toMatchObject({ ropeTheta: 7, ropeScaling: null });
+  expect(fromHuggingFaceConfig({ ...llama, rope_scaling: { type: "linear", factor: 2 } }).ropeScaling).toEqual({
+    type: "linear",
+    factor: 2,
+  });
+  expect(fromHuggingFaceConfig({ ...llama, rope_parameters: { rope_type: "default", rope_theta: 7 } })).toMatchObject({
+    ropeTheta: 7,
+    ropeScaling: null,
+  });
 });
 
 test("absent keys take the model type's defaults in transformers", () => {
-  expect(fromHuggingFaceConfig(llama)).toMatchObject({ numKvHeads: 4, headDim: 16, normEps: 1e-6, ropeTheta: 10_000, tiedEmbeddings: false, eosTokenIds: [2] });
-  expect(fromHuggingFaceConfig({ ...llama, model_type: "mistral", num_attention_heads: 16 })).toMatchObject({ numKvHeads: 8, slidingWindow: { size: 4096, firstLayer: 0 } });
-  expect(fromHuggingFaceConfig({ ...llama, model_type: "mistral", num_attention_heads: 16, sliding_window: null }).slidingWindow).toBeNull();
-  expect(fromHuggingFaceConfig({ ...llama, model_type: "qwen3", num_key_value_heads: 2 })).toMatchObject({ headDim: 128, qkNorm: true, bosTokenId: null });
-  expect(fromHuggingFaceConfig({ ...llama, model_type: "mixtral", num_key_value_heads: 2 })).toMatchObject({ normEps: 1e-5, ropeTheta: 1e6, moe: { numExperts: 8 } });
+  expect(fromHuggingFaceConfig(llama)).toMatchObject({
+    numKvHeads: 4,
+    headDim: 16,
+    normEps: 1e-6,
+    ropeTheta: 10_000,
+    tiedEmbeddings: false,
+    eosTokenIds: [2],
+  });
+  expect(fromHuggingFaceConfig({ ...llama, model_type: "mistral", num_attention_heads: 16 })).toMatchObject({
+    numKvHeads: 8,
+    slidingWindow: { size: 4096, firstLayer: 0 },
+  });
+  expect(
+    fromHuggingFaceConfig({ ...llama, model_type: "mistral", num_attention_heads: 16, sliding_window: null }).slidingWindow,
+  ).toBeNull();
+  expect(fromHuggingFaceConfig({ ...llama, model_type: "qwen3", num_key_value_heads: 2 })).toMatchObject({
+    headDim: 128,
+    qkNorm: true,
+    bosTokenId: null,
+  });
+  expect(fromHuggingFaceConfig({ ...llama, model_type: "mixtral", num_key_value_heads: 2 })).toMatchObject({
+    normEps: 1e-5,
+    ropeTheta: 1e6,
+    moe: { numExperts: 8 },
+  });
 });
 
 test("Qwen2's window begins at max_window_layers, and only when it is used", () => {
@@ -108,7 +136,9 @@ test("what a family's file cannot say is refused when writing", () => {
 
 test("an unknown model type names the nearest and lists what there is", () => {
   expect(caught({ ...llama, model_type: "mixtrel" })).toMatchObject({ kind: "unsupported" });
-  expect(caught({ ...llama, model_type: "mixtrel" }).message).toMatch(/dir\/config.json: model_type "mixtrel".*did you mean "mixtral".*llama, mistral/);
+  expect(caught({ ...llama, model_type: "mixtrel" }).message).toMatch(
+    /dir\/config.json: model_type "mixtrel".*did you mean "mixtral".*llama, mistral/,
+  );
   expect(caught({ ...llama, model_type: undefined }).message).toMatch(/expected "model_type"/);
 });
 
@@ -123,9 +153,12 @@ test("keys that change the computation are unsupported, others are tolerated", (
     { rope_parameters: { rope_type: "default", rope_theta: 1e4, partial_rotary_factor: 0.5 } },
     { dtype: "float8" },
   ];
-  for (const change of changes.slice(0, -1)) expect(caught({ ...llama, ...change }), JSON.stringify(change)).toMatchObject({ kind: "unsupported" });
+  for (const change of changes.slice(0, -1))
+    expect(caught({ ...llama, ...change }), JSON.stringify(change)).toMatchObject({ kind: "unsupported" });
   expect(() => storedDType({ dtype: "float8" })).toThrow(/float8/);
-  expect(fromHuggingFaceConfig({ ...llama, some_new_key: 1, quantization_config: null, attention_bias: false, hidden_act: "silu" })).toEqual(fromHuggingFaceConfig(llama));
+  expect(
+    fromHuggingFaceConfig({ ...llama, some_new_key: 1, quantization_config: null, attention_bias: false, hidden_act: "silu" }),
+  ).toEqual(fromHuggingFaceConfig(llama));
 });
 
 test("missing, mistyped and contradictory values name the file and the values", () => {

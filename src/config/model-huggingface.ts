@@ -104,7 +104,10 @@ function readArchitecture(r: HuggingFaceReader): Architecture {
   const found = architectures.find((architecture) => architecture === name);
   if (found === undefined) {
     const list = architectures.join(", ");
-    throw new MoeError("unsupported", `${r.path}: model_type "${name}" is not supported${didYouMean(name, architectures)}; supported: ${list}`);
+    throw new MoeError(
+      "unsupported",
+      `${r.path}: model_type "${name}" is not supported${didYouMean(name, architectures)}; supported: ${list}`,
+    );
   }
   // The first files of the Skywork-MoE release say "skywork" and list experts.
   return found === "skywork" && skyworkExperts(r) > 1 ? "skywork_moe" : found;
@@ -115,7 +118,12 @@ function evenSplit(r: HuggingFaceReader, hiddenSize: number, numHeads: number): 
   throw r.error(`hidden_size ${hiddenSize} is not a multiple of num_attention_heads ${numHeads}, and there is no head_dim`);
 }
 
-function readWindow(r: HuggingFaceReader, architecture: Architecture, numLayers: number, absent: number | null): ModelConfig["slidingWindow"] {
+function readWindow(
+  r: HuggingFaceReader,
+  architecture: Architecture,
+  numLayers: number,
+  absent: number | null,
+): ModelConfig["slidingWindow"] {
   const isQwen = architecture === "qwen2" || architecture === "qwen3";
   if (isQwen && !r.boolean("use_sliding_window", false)) return null;
   if (!isQwen && architecture !== "mistral" && architecture !== "mixtral") return null;
@@ -131,7 +139,11 @@ function firstWindowedLayer(r: HuggingFaceReader, numLayers: number): number | n
   if (types.length !== numLayers) throw r.error(`layer_types has ${types.length} entries for num_hidden_layers ${numLayers}`);
   const numFull = types.filter((type) => type === "full_attention").length;
   const matches = types.every((type, layer) => type === (layer < numFull ? "full_attention" : "sliding_attention"));
-  if (!matches) throw new MoeError("unsupported", `${r.path}: layer_types other than full attention first and sliding attention after it: ${types.join(", ")}`);
+  if (!matches)
+    throw new MoeError(
+      "unsupported",
+      `${r.path}: layer_types other than full attention first and sliding attention after it: ${types.join(", ")}`,
+    );
   return numFull;
 }
 
@@ -236,7 +248,10 @@ function requireExpressible(config: ModelConfig): void {
     a === "mixtral" && moe?.scoring !== "softmax" && `moe.scoring ${moe?.scoring}`,
     moe !== null && moe.inputScale !== 1 && (a === "mixtral" || moe.inputScale !== moe.topK) && `moe.inputScale ${moe.inputScale}`,
     slidingWindow !== null && (a === "llama" || a.startsWith("skywork")) && "slidingWindow",
-    slidingWindow !== null && slidingWindow.firstLayer !== 0 && !a.startsWith("qwen") && `slidingWindow.firstLayer ${slidingWindow.firstLayer}`,
+    slidingWindow !== null &&
+      slidingWindow.firstLayer !== 0 &&
+      !a.startsWith("qwen") &&
+      `slidingWindow.firstLayer ${slidingWindow.firstLayer}`,
   ].filter((text) => text !== false);
   if (wrong.length > 0) throw new MoeError("configuration", `config.json of a ${a} model cannot say: ${wrong.join(", ")}`);
 }

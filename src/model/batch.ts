@@ -49,7 +49,12 @@ export interface Run {
 /** A batch of runs whose keys lie in ascending rows. */
 export function batchOfRuns(engine: Engine, runs: readonly Run[], vocabSize: number): Batch {
   const numTokens = runs.reduce((n, { ids }) => n + ids.length, 0);
-  const arrays = { ids: new Int32Array(numTokens), positions: new Int32Array(numTokens), keyBase: new Int32Array(numTokens), keyEnd: new Int32Array(numTokens) };
+  const arrays = {
+    ids: new Int32Array(numTokens),
+    positions: new Int32Array(numTokens),
+    keyBase: new Int32Array(numTokens),
+    keyEnd: new Int32Array(numTokens),
+  };
   let t = 0;
   let numPositions = 0;
   for (const [index, run] of runs.entries()) {
@@ -57,7 +62,10 @@ export function batchOfRuns(engine: Engine, runs: readonly Run[], vocabSize: num
     for (let i = 0; i < run.ids.length; i++, t++) {
       const id = run.ids[i] ?? -1;
       if (!(Number.isInteger(id) && id >= 0 && id < vocabSize)) {
-        throw new MoeError("configuration", `batch: token ${i} of document ${index} is ${id}, expected an id from 0 to ${vocabSize - 1} (the vocabulary)`);
+        throw new MoeError(
+          "configuration",
+          `batch: token ${i} of document ${index} is ${id}, expected an id from 0 to ${vocabSize - 1} (the vocabulary)`,
+        );
       }
       arrays.ids[t] = id;
       arrays.positions[t] = run.firstPosition + i;

@@ -34,7 +34,8 @@ export class ParameterMap {
 export function buildLayer(parameters: ParameterMap, config: ModelConfig, layer: number): Block {
   const get = (name: string): Tensor => parameters.get(`layers.${layer}.${name}`);
   const norm = (name: string): RmsNorm => new RmsNorm(get(`${name}.weight`), config.normEps);
-  const projection = (name: string): Linear => new Linear(get(`attention.${name}.weight`), config.qkvBias ? get(`attention.${name}.bias`) : null);
+  const projection = (name: string): Linear =>
+    new Linear(get(`attention.${name}.weight`), config.qkvBias ? get(`attention.${name}.bias`) : null);
   const attention = new Attention(
     {
       query: projection("query"),
@@ -57,7 +58,11 @@ export function buildLayer(parameters: ParameterMap, config: ModelConfig, layer:
 function buildFeedForward(get: (name: string) => Tensor, config: ModelConfig, layer: number): FeedForward | MoeBlock {
   const { moe } = config;
   if (moe === null || !hasExperts(config, layer)) {
-    return new FeedForward(new Linear(get("feedForward.gate.weight")), new Linear(get("feedForward.up.weight")), new Linear(get("feedForward.down.weight")));
+    return new FeedForward(
+      new Linear(get("feedForward.gate.weight")),
+      new Linear(get("feedForward.up.weight")),
+      new Linear(get("feedForward.down.weight")),
+    );
   }
   const router = new Router(new Linear(get("moe.router.weight")), { topK: moe.topK, normalization: moe.gateNormalization });
   const experts = new Experts(get("moe.experts.gate"), get("moe.experts.up"), get("moe.experts.down"));

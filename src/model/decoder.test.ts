@@ -58,26 +58,29 @@ describe.each(backendNames)("on the %s engine", (name) => {
   };
   const cases = (["small", "smallMoe"] as const).flatMap((config) => (["f32", "bf16"] as const).map((dtype) => ({ config, dtype })));
 
-  test.skipIf(missing.has(name)).each(cases)("$config $dtype: prefill in chunks and decoding through the cache give the bits of the whole forward", ({ config, dtype }) => {
-    run((engine) => {
-      using model = Decoder.initialize(engine, models[config], { dtype, seed: 1 });
-      const ids = randomIds(150, 2);
-      const whole = computeLogits(engine, model, [ids]);
-      using cache = new KvCache(engine, model.config, { numSequences: 2, capacity: 160, dtype });
-      const V = model.config.vocabSize;
-      let done = 0;
-      // One long chunk, an odd one, single tokens over a block boundary, the rest; in slot 1, so that rows do not start at 0.
-      for (const length of [60, 13, ...new Array<number>(6).fill(1), 71]) {
-        const logits = engine.scope(() => {
-          const batch = cache.extend([{ slot: 1, ids: ids.slice(done, done + length) }]);
-          return model.logits(model.forwardHidden(batch, { cache }).hidden_TH).toFloat32Array();
-        });
-        expect(logits).toEqual(whole.subarray(done * V, (done + length) * V));
-        done += length;
-      }
-      expect(done).toBe(150);
-    });
-  });
+  test.skipIf(missing.has(name)).each(cases)(
+    "$config $dtype: prefill in chunks and decoding through the cache give the bits of the whole forward",
+    ({ config, dtype }) => {
+      run((engine) => {
+        using model = Decoder.initialize(engine, models[config], { dtype, seed: 1 });
+        const ids = randomIds(150, 2);
+        const whole = computeLogits(engine, model, [ids]);
+        using cache = new KvCache(engine, model.config, { numSequences: 2, capacity: 160, dtype });
+        const V = model.config.vocabSize;
+        let done = 0;
+        // One long chunk, an odd one, single tokens over a block boundary, the rest; in slot 1, so that rows do not start at 0.
+        for (const length of [60, 13, 1, 1, 1, 1, 1, 1, 71]) {
+          const logits = engine.scope(() => {
+            const batch = cache.extend([{ slot: 1, ids: ids.slice(done, done + length) }]);
+            return model.logits(model.forwardHidden(batch, { cache }).hidden_TH).toFloat32Array();
+          });
+          expect(logits).toEqual(whole.subarray(done * V, (done + length) * V));
+          done += length;
+        }
+        expect(done).toBe(150);
+      });
+    },
+  );
 
   test.skipIf(missing.has(name)).each(cases)("$config $dtype: packed documents give the bits of separate ones", ({ config, dtype }) => {
     run((engine) => {
@@ -94,13 +97,16 @@ describe.each(backendNames)("on the %s engine", (name) => {
       const sequences = [randomIds(9, 8), randomIds(17, 9), randomIds(12, 10)];
       const alone = sequences.map((ids) => computeLogits(engine, model, [ids]));
       using cache = new KvCache(engine, smallMoe, { numSequences: 3, capacity: 20, dtype: "f32" });
-      engine.scope(() => model.forwardHidden(cache.extend(sequences.map((ids, slot) => ({ slot, ids: ids.slice(0, -1) }))), { cache }).hidden_TH.dispose());
+      engine.scope(() =>
+        model.forwardHidden(cache.extend(sequences.map((ids, slot) => ({ slot, ids: ids.slice(0, -1) }))), { cache }).hidden_TH.dispose(),
+      );
       const last = engine.scope(() => {
         const batch = cache.extend(sequences.map((ids, slot) => ({ slot, ids: ids.slice(-1) })));
         return model.logits(model.forwardHidden(batch, { cache }).hidden_TH).toFloat32Array();
       });
       const V = smallMoe.vocabSize;
-      for (const [slot, logits] of alone.entries()) expect(last.subarray(slot * V, (slot + 1) * V)).toEqual(logits.subarray(logits.length - V));
+      for (const [slot, logits] of alone.entries())
+        expect(last.subarray(slot * V, (slot + 1) * V)).toEqual(logits.subarray(logits.length - V));
     });
   });
 });
@@ -112,7 +118,9 @@ test("a cache of another type than the model's is close in bf16 and leaves nothi
     const ids = randomIds(40, 2);
     const whole = computeLogits(engine, model, [ids]);
     using cache = new KvCache(engine, small, { numSequences: 1, capacity: 40, dtype: "bf16" });
-    const cached = engine.scope(() => model.logits(model.forwardHidden(cache.extend([{ slot: 0, ids }]), { cache }).hidden_TH).toFloat32Array());
+    const cached = engine.scope(() =>
+      model.logits(model.forwardHidden(cache.extend([{ slot: 0, ids }]), { cache }).hidden_TH).toFloat32Array(),
+    );
     const largest = whole.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
     const gap = cached.reduce((most, value, i) => Math.max(most, Math.abs(value - (whole[i] ?? 0))), 0) / largest;
     expect(gap).toBeGreaterThan(0);
@@ -140,7 +148,12 @@ test("a cache refuses what does not fit, and is as before", () => {
   const engine = anyEngine();
   using cache = new KvCache(engine, small, { numSequences: 2, capacity: 4, dtype: "f32" });
   expect(() => cache.extend([{ slot: 0, ids: [1, 2, 3, 4, 5] }])).toThrow(/5 tokens after 0 in slot 0 exceed its capacity 4/);
-  expect(() => cache.extend([{ slot: 1, ids: [1] }, { slot: 0, ids: [1] }])).toThrow(/slots must ascend, got 0 after 1/);
+  expect(() =>
+    cache.extend([
+      { slot: 1, ids: [1] },
+      { slot: 0, ids: [1] },
+    ]),
+  ).toThrow(/slots must ascend, got 0 after 1/);
   expect(() => cache.extend([{ slot: 2, ids: [1] }])).toThrow(/slot 2/);
   expect(() => cache.extend([{ slot: 0, ids: [50] }])).toThrow(/token 0 of document 0 is 50, expected an id from 0 to 49/);
   expect([cache.length(0), cache.length(1)]).toEqual([0, 0]);
@@ -152,7 +165,8 @@ test.each(goldenNames)("%s: recomputing layers changes no gradient bit", (name) 
     using model = loadModel(engine, goldenFolder(name), { dtype: "f32" });
     const { sequences } = readGolden(name);
     const kept = computeGradients(engine, model, sequences);
-    for (const recomputeLayers of [1, model.config.numLayers]) expect(computeGradients(engine, model, sequences, recomputeLayers)).toEqual(kept);
+    for (const recomputeLayers of [1, model.config.numLayers])
+      expect(computeGradients(engine, model, sequences, recomputeLayers)).toEqual(kept);
   }
   expect(engine.backend.liveBytes).toBe(0);
 });
@@ -195,15 +209,18 @@ test.each(Object.entries(modelPresets))("%s: the configuration counts the parame
 const activationCases = (["small", "smallMoe"] as const).flatMap((config) =>
   (["f32", "bf16"] as const).flatMap((dtype) => [0, 2].map((recomputeLayers) => ({ config, dtype, recomputeLayers }))),
 );
-test.each(activationCases)("$config $dtype, $recomputeLayers layers recomputed: activationBytes is what a forward pass leaves on the tape", ({ config, dtype, recomputeLayers }) => {
-  const numTokens = 512;
-  const engine = anyEngine();
-  using model = Decoder.initialize(engine, models[config], { dtype, seed: 0 });
-  const measured = tapeBytes(engine, model, numTokens, recomputeLayers);
-  const expected = activationBytes(models[config], { numTokens, elementBytes: dtype === "f32" ? 4 : 2, recomputeLayers });
-  // Left over: offsets and counts of experts, rounding of allocations to 64 bytes.
-  expect(Math.abs(measured / expected - 1)).toBeLessThan(0.005);
-});
+test.each(activationCases)(
+  "$config $dtype, $recomputeLayers layers recomputed: activationBytes is what a forward pass leaves on the tape",
+  ({ config, dtype, recomputeLayers }) => {
+    const numTokens = 512;
+    const engine = anyEngine();
+    using model = Decoder.initialize(engine, models[config], { dtype, seed: 0 });
+    const measured = tapeBytes(engine, model, numTokens, recomputeLayers);
+    const expected = activationBytes(models[config], { numTokens, elementBytes: dtype === "f32" ? 4 : 2, recomputeLayers });
+    // Left over: offsets and counts of experts, rounding of allocations to 64 bytes.
+    expect(Math.abs(measured / expected - 1)).toBeLessThan(0.005);
+  },
+);
 /** Bytes that live after the forward pass and not before, apart from gradients, the batch and the outputs of the loss. */
 function tapeBytes(engine: Engine, model: Decoder, numTokens: number, recomputeLayers: number): number {
   const forward = (): number => {
@@ -251,7 +268,9 @@ test("a batch refuses ids outside the vocabulary and empty documents", () => {
 test("a decoder refuses parameters that are not those of its configuration", () => {
   const engine = anyEngine();
   using model = Decoder.initialize(engine, small, { dtype: "f32", seed: 0 });
-  expect(() => new Decoder(engine, { ...small, ffnSize: 21 }, "f32", model.parameters)).toThrow(/expected layers.0.feedForward.gate.weight \[21, 24\] f32, got \[20, 24\] f32/);
+  expect(() => new Decoder(engine, { ...small, ffnSize: 21 }, "f32", model.parameters)).toThrow(
+    /expected layers.0.feedForward.gate.weight \[21, 24\] f32, got \[20, 24\] f32/,
+  );
   expect(() => new Decoder(engine, { ...small, numLayers: 2 }, "f32", model.parameters)).toThrow(/unexpected layers.2/);
   expect(() => new Decoder(engine, { ...small, tiedEmbeddings: false }, "f32", model.parameters)).toThrow(/head.weight, it is missing/);
 });

@@ -122,7 +122,10 @@ export class Decoder implements Disposable {
    */
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
     if (this.config.moe?.scoring === "softmaxOfTopK" && this.engine.tape !== null) {
-      throw new MoeError("unsupported", "training with moe.scoring softmaxOfTopK (moe_use_skywork_gating true): balance losses see the softmax over all experts here");
+      throw new MoeError(
+        "unsupported",
+        "training with moe.scoring softmaxOfTopK (moe_use_skywork_gating true): balance losses see the softmax over all experts here",
+      );
     }
     const output = this.forwardHidden(batch, options);
     const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });

@@ -56,7 +56,10 @@ function rewrite(directory: string, change: (tensors: Map<string, { shape: reado
     }
   }
   change(tensors);
-  using writer = createModelWeights(directory, [...tensors].map(([name, { shape }]) => ({ name, dtype: "F32", shape })));
+  using writer = createModelWeights(
+    directory,
+    [...tensors].map(([name, { shape }]) => ({ name, dtype: "F32", shape })),
+  );
   for (const [name, { bytes }] of tensors) writer.write(name, bytes);
   writer.commit();
 }
@@ -75,6 +78,35 @@ test.each(goldenNames)("%s: saved and loaded, a model has the same configuration
       expect(contents(again)).toEqual(contents(model));
     }
   }
+});
+
+test("layers without experts between layers with them are saved and loaded, and the router's own settings too", () => {
+  const engine = anyEngine();
+  const preset = modelPresets["skywork-moe"];
+  const config: ModelConfig = {
+    ...preset,
+    vocabSize: 20,
+    hiddenSize: 8,
+    ffnSize: 6,
+    numLayers: 4,
+    numHeads: 2,
+    numKvHeads: 1,
+    headDim: 4,
+    moe: {
+      ...preset.moe,
+      numExperts: 3,
+      expertFfnSize: 6,
+      layerInterval: 2,
+      gateNormalization: { lambda: 0.5, eps: 1e-6, unbiased: false },
+    },
+  };
+  using model = Decoder.initialize(engine, config, { dtype: "bf16", seed: 4 });
+  saveModel(model, folder);
+  using again = loadModel(engine, folder);
+  expect(again.config).toEqual(config);
+  expect(contents(again)).toEqual(contents(model));
+  expect(again.parameters.has("layers.2.feedForward.up.weight")).toBe(true);
+  expect(again.parameters.has("layers.3.moe.experts.up")).toBe(true);
 });
 
 test("a sharded model is the same model, and replaces a single file", () => {
@@ -122,9 +154,9 @@ test("matrices take the type asked for, the file's otherwise; norms, biases and 
   using f32 = loadModel(engine, goldenFolder("qwen2"));
   using bf16 = loadModel(engine, goldenFolder("qwen2"), { dtype: "bf16" });
   expect([f32.dtype, bf16.dtype]).toEqual(["f32", "bf16"]);
-  const dtypes = (model: Decoder): string[] => [...model.parameters.values()].map(({ dtype }) => dtype);
-  expect(new Set(dtypes(f32))).toEqual(new Set(["f32"]));
-  expect(new Set(dtypes(bf16))).toEqual(new Set(["f32", "bf16"]));
+  const [all, some] = [f32, bf16].map((model) => new Set([...model.parameters.values()].map(({ dtype }) => dtype)));
+  expect(all).toEqual(new Set(["f32"]));
+  expect(some).toEqual(new Set(["f32", "bf16"]));
   expect(bf16.numBytes).toBeLessThan(0.6 * f32.numBytes);
   const { sequences, logits } = readGolden("qwen2");
   const got = computeLogits(engine, bf16, sequences);
@@ -147,8 +179,14 @@ test("a mapped model is not copied, where the engine maps files", () => {
 test("wrong tensors are errors that name the file and the tensor, and leave nothing behind", () => {
   const engine = anyEngine();
   const cases: [(tensors: Map<string, { shape: readonly number[]; bytes: Uint8Array }>) => void, RegExp][] = [
-    [(t) => t.delete("model.layers.1.mlp.up_proj.weight"), /model.safetensors: expected tensor model.layers.1.mlp.up_proj.weight \[44, 32\], got none/],
-    [(t) => t.set("model.layers.2.mlp.up_proj.weight", { shape: [1], bytes: new Uint8Array(4) }), /with 2 layers, got also model.layers.2.mlp.up_proj.weight/],
+    [
+      (t) => t.delete("model.layers.1.mlp.up_proj.weight"),
+      /model.safetensors: expected tensor model.layers.1.mlp.up_proj.weight \[44, 32\], got none/,
+    ],
+    [
+      (t) => t.set("model.layers.2.mlp.up_proj.weight", { shape: [1], bytes: new Uint8Array(4) }),
+      /with 2 layers, got also model.layers.2.mlp.up_proj.weight/,
+    ],
     [(t) => t.set("model.norm.weight", { shape: [33], bytes: new Uint8Array(132) }), /model.norm.weight of shape \[32\].*got \[33\]/],
     [
       (t) => t.set("model.embed_tokens.weight", { shape: [50, 32], bytes: new Uint8Array(6400) }),
@@ -179,7 +217,10 @@ test("buffers of old files and the copy of a tied embedding are passed over", ()
 
 test("a folder without config.json, with broken JSON or without weights says so", () => {
   const engine = anyEngine();
-  expect(thrown(() => loadModel(engine, folder))).toMatchObject({ kind: "file", message: expect.stringContaining("config.json") as unknown });
+  expect(thrown(() => loadModel(engine, folder))).toMatchObject({
+    kind: "file",
+    message: expect.stringContaining("config.json") as unknown,
+  });
   writeFileSync(join(folder, "config.json"), "{");
   expect(thrown(() => loadModel(engine, folder)).message).toMatch(/config.json: expected JSON/);
   writeFileSync(join(folder, "config.json"), readFileSync(join(goldenFolder("llama2"), "config.json")));
@@ -188,7 +229,17 @@ test("a folder without config.json, with broken JSON or without weights says so"
 });
 
 test("a model that its family's config.json cannot express is refused before anything is written", () => {
-  const config: ModelConfig = { ...modelPresets.quickstart, vocabSize: 8, hiddenSize: 4, ffnSize: 4, numLayers: 1, numHeads: 1, numKvHeads: 1, headDim: 4, qkNorm: true };
+  const config: ModelConfig = {
+    ...modelPresets.quickstart,
+    vocabSize: 8,
+    hiddenSize: 4,
+    ffnSize: 4,
+    numLayers: 1,
+    numHeads: 1,
+    numKvHeads: 1,
+    headDim: 4,
+    qkNorm: true,
+  };
   using model = Decoder.initialize(anyEngine(), config, { dtype: "f32", seed: 0 });
   expect(thrown(() => saveModel(model, join(folder, "out"))).message).toMatch(/qkNorm true/);
   expect(readdirSync(folder)).toEqual([]);

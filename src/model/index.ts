@@ -1,9 +1,18 @@
 /** The decoder, its parameters, its caches, and models in and out of folders. */
 export { batchOfDocuments, type Batch } from "./batch.ts";
 export { Decoder, type ForwardOptions, type HiddenOutput, type LayerRouting, type LossOptions, type LossOutput } from "./decoder.ts";
+export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
 export { KvCache, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
 export { loadModel, loadParameters, readConfigJson, type LoadOptions } from "./load.ts";
 export { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";
-export { asParameter, initialParameters, parameterSpecs, totalElements, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
+export {
+  asParameter,
+  initialParameters,
+  parameterSpecs,
+  totalElements,
+  writeElements,
+  type ModelDType,
+  type ParameterSpec,
+} from "./parameters.ts";
 export { saveModel, type SaveOptions } from "./save.ts";
 export { ggufSource, safetensorsSource, type RawTensor, type WeightSource } from "./weight-source.ts";

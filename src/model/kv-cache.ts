@@ -52,9 +52,12 @@ export class KvCache implements Disposable {
     this.options = options;
     this.#engine = engine;
     this.#vocabSize = config.vocabSize;
-    this.#lengths = new Array<number>(numSequences).fill(0);
+    this.#lengths = Array.from({ length: numSequences }, () => 0);
     const shape = [numSequences * capacity, config.numKvHeads * config.headDim];
-    this.#layers = Array.from({ length: config.numLayers }, () => ({ k_SC: engine.detached(shape, dtype), v_SC: engine.detached(shape, dtype) }));
+    this.#layers = Array.from({ length: config.numLayers }, () => ({
+      k_SC: engine.detached(shape, dtype),
+      v_SC: engine.detached(shape, dtype),
+    }));
   }
 
   /** Tokens held in a slot. */
@@ -81,7 +84,10 @@ export class KvCache implements Disposable {
       const before = entries[i - 1]?.slot ?? -1;
       if (slot <= before) throw new MoeError("configuration", `KV cache: slots must ascend, got ${slot} after ${before}`);
       if (this.length(slot) + ids.length > capacity) {
-        throw new MoeError("configuration", `KV cache: ${ids.length} tokens after ${this.length(slot)} in slot ${slot} exceed its capacity ${capacity}`);
+        throw new MoeError(
+          "configuration",
+          `KV cache: ${ids.length} tokens after ${this.length(slot)} in slot ${slot} exceed its capacity ${capacity}`,
+        );
       }
     }
     const runs = entries.map(({ slot, ids }) => {
@@ -114,7 +120,11 @@ export class KvCache implements Disposable {
   #store(buffer: Tensor, rows: Tensor): void {
     const width = buffer.dim(1);
     const numRows = this.#pending.reduce((n, run) => n + run.numRows, 0);
-    if (rows.dim(0) !== numRows) throw new MoeError("internal", `KV cache: ${rows.dim(0)} rows for a batch of ${numRows} tokens: the batch is not the last one of extend()`);
+    if (rows.dim(0) !== numRows)
+      throw new MoeError(
+        "internal",
+        `KV cache: ${rows.dim(0)} rows for a batch of ${numRows} tokens: the batch is not the last one of extend()`,
+      );
     const { kernels } = this.#engine.backend;
     const [toBytes, fromBytes] = [width * dtypeBytes[buffer.dtype], width * dtypeBytes[rows.dtype]];
     for (const run of this.#pending) {

@@ -110,7 +110,11 @@ function checkTensors(weights: WeightSource, config: ModelConfig, pieces: readon
     if (entry.shape.join() === shape.join()) continue;
     const isVocabulary = (name === "model.embed_tokens.weight" || name === "lm_head.weight") && entry.shape[0] !== config.vocabSize;
     const reason = isVocabulary ? ` (the configuration has vocab_size ${config.vocabSize}, the tensor ${entry.shape[0]} rows)` : "";
-    throw fileError(weights.path, `tensor ${name} of shape [${shape.join(", ")}], from the configuration`, `[${entry.shape.join(", ")}]${reason}`);
+    throw fileError(
+      weights.path,
+      `tensor ${name} of shape [${shape.join(", ")}], from the configuration`,
+      `[${entry.shape.join(", ")}]${reason}`,
+    );
   }
   if (unexpected.length === 0) return;
   const some = unexpected.slice(0, 5).join(", ") + (unexpected.length > 5 ? `, ... (${unexpected.length} in all)` : "");

@@ -60,7 +60,8 @@ export function huggingFacePieces(spec: ParameterSpec, layout: ExpertLayout): Pi
   const prefix = `model.layers.${layer}`;
   const plain = inLayer[rest];
   if (plain !== undefined) return whole(`${prefix}.${plain}`);
-  if (rest === "moe.router.weight") return whole(layout === "fused" ? `${prefix}.mlp.gate.weight` : `${prefix}.block_sparse_moe.gate.weight`);
+  if (rest === "moe.router.weight")
+    return whole(layout === "fused" ? `${prefix}.mlp.gate.weight` : `${prefix}.block_sparse_moe.gate.weight`);
   const matrix = expertMatrix[rest];
   if (matrix === undefined) throw new MoeError("internal", `no Hugging Face name for parameter ${spec.name}`);
   if (layout === "per-expert") return perExpertPieces(spec, (e) => `${prefix}.block_sparse_moe.experts.${e}.${matrix}.weight`);
@@ -76,7 +77,13 @@ function perExpertPieces({ shape }: ParameterSpec, nameOf: (expert: number) => s
 /** Half `half` (0 gate, 1 up) of every expert of a [E, 2F, H] tensor. */
 function fusedPieces({ shape }: ParameterSpec, name: string, half: 0 | 1): Piece[] {
   const [E = 0, F = 0, H = 0] = shape;
-  return Array.from({ length: E }, (_, e) => ({ name, shape: [E, 2 * F, H], fileOffset: (2 * e + half) * F * H, offset: e * F * H, numElements: F * H }));
+  return Array.from({ length: E }, (_, e) => ({
+    name,
+    shape: [E, 2 * F, H],
+    fileOffset: (2 * e + half) * F * H,
+    offset: e * F * H,
+    numElements: F * H,
+  }));
 }
 
 /** Which layout a checkpoint has, from the names in it. Dense models have neither (and get the first). */

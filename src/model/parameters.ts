@@ -88,7 +88,11 @@ const chunkElements = 1 << 20;
  * Fresh parameters. Values depend on the seed and on a parameter's place in the list only (rounded when bf16), the same on every
  * machine. No scope owns them: whoever builds the model disposes them.
  */
-export function initialParameters(engine: Engine, specs: readonly ParameterSpec[], options: { initStd: number; seed: number }): Map<string, Tensor> {
+export function initialParameters(
+  engine: Engine,
+  specs: readonly ParameterSpec[],
+  options: { initStd: number; seed: number },
+): Map<string, Tensor> {
   const parameters = new Map<string, Tensor>();
   for (const [index, spec] of specs.entries()) {
     const tensor = asParameter(engine.detached(spec.shape, spec.dtype), spec.name);

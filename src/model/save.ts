@@ -40,7 +40,11 @@ export function saveModel(model: Decoder, directory: string, { maxShardBytes }: 
   } catch (error) {
     throw systemError(directory, "a folder to write the model to", error);
   }
-  const declarations = entries.map(({ tensor, piece }): TensorDeclaration => ({ name: piece.name, dtype: tensor.dtype === "f32" ? "F32" : "BF16", shape: piece.shape }));
+  const declarations = entries.map(({ tensor, piece }): TensorDeclaration => ({
+    name: piece.name,
+    dtype: tensor.dtype === "f32" ? "F32" : "BF16",
+    shape: piece.shape,
+  }));
   using writer = createModelWeights(directory, declarations, maxShardBytes === undefined ? {} : { maxShardBytes });
   for (const { tensor, piece } of entries) writePiece(tensor, piece, (bytes) => writer.write(piece.name, bytes));
   writeJson(join(directory, "config.json"), configJson);

@@ -24,7 +24,12 @@ export class Block {
   }
 
   /** [T, H] from x [T, H], and the routing where the layer has experts (null otherwise). */
-  forward(x_TH: Tensor, input: AttentionInput, cache: LayerCache | null, capacity: CapacitySettings | null): { y_TH: Tensor; routing: Routing | null } {
+  forward(
+    x_TH: Tensor,
+    input: AttentionInput,
+    cache: LayerCache | null,
+    capacity: CapacitySettings | null,
+  ): { y_TH: Tensor; routing: Routing | null } {
     const { attentionNorm, attention, feedForwardNorm, feedForward } = this.modules;
     const attended_TH = add(x_TH, attention.forward(attentionNorm.forward(x_TH), input, cache));
     const normed_TH = feedForwardNorm.forward(attended_TH);

@@ -109,7 +109,10 @@ export class RotaryEmbedding implements Disposable {
     const { scaling, maxPositions } = this.options;
     const stretches = scaling?.type === "dynamic" && numPositions > maxPositions;
     if (stretches && incremental) {
-      throw new MoeError("unsupported", `dynamic rotary scaling with a KV cache beyond ${maxPositions} positions (asked for ${numPositions}): cached keys would need other angles`);
+      throw new MoeError(
+        "unsupported",
+        `dynamic rotary scaling with a KV cache beyond ${maxPositions} positions (asked for ${numPositions}): cached keys would need other angles`,
+      );
     }
     const wasStretched = scaling?.type === "dynamic" && this.#tableIsFor > maxPositions;
     const fits = stretches || wasStretched ? this.#tableIsFor === numPositions : this.#tableIsFor >= numPositions;

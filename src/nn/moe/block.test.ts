@@ -17,8 +17,16 @@ function normal(engine: Engine, random: Random, ...shape: number[]): Tensor {
 }
 function randomBlock(engine: Engine, seed: number, settings: Partial<RouterSettings> = {}, inputScale = 1): MoeBlock {
   const random = new Random(seed);
-  const router = new Router(new Linear(normal(engine, random, E, H)), { topK: 2, normalization: { lambda: 1, eps: 0, unbiased: true }, ...settings });
-  return new MoeBlock(router, new Experts(normal(engine, random, E, F, H), normal(engine, random, E, F, H), normal(engine, random, E, H, F)), inputScale);
+  const router = new Router(new Linear(normal(engine, random, E, H)), {
+    topK: 2,
+    normalization: { lambda: 1, eps: 0, unbiased: true },
+    ...settings,
+  });
+  return new MoeBlock(
+    router,
+    new Experts(normal(engine, random, E, F, H), normal(engine, random, E, F, H), normal(engine, random, E, H, F)),
+    inputScale,
+  );
 }
 function onEngine(fn: (engine: Engine) => void): void {
   using engine = new Engine(createReferenceBackend());
@@ -36,7 +44,8 @@ test("a layer of equal experts is the dense network, whatever the router says", 
     const random = new Random(5);
     const [gate, up, down] = [normal(engine, random, F, H), normal(engine, random, F, H), normal(engine, random, H, F)];
     const dense = new FeedForward(new Linear(gate), new Linear(up), new Linear(down));
-    const copies = (w: Tensor): Tensor => engine.from(Array.from({ length: E }, () => [...w.toFloat32Array()]).flat(), [E, ...w.shape], "f32");
+    const copies = (w: Tensor): Tensor =>
+      engine.from(Array.from({ length: E }, () => [...w.toFloat32Array()]).flat(), [E, ...w.shape], "f32");
     const { router } = randomBlock(engine, 6);
     const block = new MoeBlock(router, new Experts(copies(gate), copies(up), copies(down)));
     const x_TH = normal(engine, random, 9, H);
@@ -68,7 +77,11 @@ test("each token is the weighted sum of its experts, one by one", () => {
 
 test("normalized logits have the standard deviation lambda", () => {
   onEngine((engine) => {
-    for (const [lambda, unbiased] of [[1, true], [2, true], [0.5, false]] as const) {
+    for (const [lambda, unbiased] of [
+      [1, true],
+      [2, true],
+      [0.5, false],
+    ] as const) {
       const block = randomBlock(engine, 3, { normalization: { lambda, eps: 0, unbiased } });
       const probs = block.forward(normal(engine, new Random(4), 5, H)).routing.probs_TE.toFloat32Array();
       for (let t = 0; t < 5; t++) {
@@ -85,18 +98,23 @@ test("normalized logits have the standard deviation lambda", () => {
 test("a capacity drops what exceeds it and counts stay those before dropping", () => {
   onEngine((engine) => {
     fc.assert(
-      fc.property(fc.integer({ min: 1, max: 20 }), fc.double({ min: 0.1, max: 2, noNaN: true }), fc.constantFrom("probability", "position"), (T, factor, dropBy) => {
-        engine.scope(() => {
-          const block = randomBlock(engine, T);
-          const x_TH = normal(engine, new Random(T + 100), T, H);
-          const whole = block.forward(x_TH);
-          const limited = block.forward(x_TH, { factor, dropBy });
-          expect(limited.routing.counts_E.toInt32Array()).toEqual(whole.routing.counts_E.toInt32Array());
-          const dropped = droppedAssignments(whole.routing.counts_E.toInt32Array(), Math.max(1, expertCapacity(factor, 2, T, E)));
-          const gap = largestGap(limited.y_TH.toFloat32Array(), whole.y_TH.toFloat32Array());
-          expect(gap === 0).toBe(dropped === 0);
-        });
-      }),
+      fc.property(
+        fc.integer({ min: 1, max: 20 }),
+        fc.double({ min: 0.1, max: 2, noNaN: true }),
+        fc.constantFrom("probability", "position"),
+        (T, factor, dropBy) => {
+          engine.scope(() => {
+            const block = randomBlock(engine, T);
+            const x_TH = normal(engine, new Random(T + 100), T, H);
+            const whole = block.forward(x_TH);
+            const limited = block.forward(x_TH, { factor, dropBy });
+            expect(limited.routing.counts_E.toInt32Array()).toEqual(whole.routing.counts_E.toInt32Array());
+            const dropped = droppedAssignments(whole.routing.counts_E.toInt32Array(), Math.max(1, expertCapacity(factor, 2, T, E)));
+            const gap = largestGap(limited.y_TH.toFloat32Array(), whole.y_TH.toFloat32Array());
+            expect(gap === 0).toBe(dropped === 0);
+          });
+        },
+      ),
       { numRuns: 60 },
     );
   });

@@ -91,7 +91,11 @@ export function computeGradients(
   const loss = engine.scope(() =>
     engine.withTape(tape, () => {
       const batch = batchOfDocuments(engine, sequences, model.config);
-      const targets = engine.from(sequences.flatMap((ids) => [...ids.subarray(1), -1]), [batch.ids.size], "i32");
+      const targets = engine.from(
+        sequences.flatMap((ids) => [...ids.subarray(1), -1]),
+        [batch.ids.size],
+        "i32",
+      );
       const count = sequences.reduce((n, ids) => n + ids.length - 1, 0);
       const output = model.loss(batch, targets, { scale: 1 / count, recomputeLayers });
       tape.backward([{ value: output.loss, grad: 1 }]);

@@ -8,7 +8,16 @@ import type { ModelConfig } from "../../../src/config/model.ts";
 import { Decoder, loadModel, writeElements } from "../../../src/model/index.ts";
 import type { Engine } from "../../../src/tensor/index.ts";
 import { backendNames, startEngines } from "./engines.ts";
-import { computeGradients, computeLogits, goldenFolder, goldenNames, readGolden, readGoldenGradients, relativeGap, type GoldenName } from "./golden.ts";
+import {
+  computeGradients,
+  computeLogits,
+  goldenFolder,
+  goldenNames,
+  readGolden,
+  readGoldenGradients,
+  relativeGap,
+  type GoldenName,
+} from "./golden.ts";
 
 /** Largest gap of logits over the largest logit, f32. */
 const logitsTolerance = 1e-4;
@@ -63,13 +72,25 @@ const mutations: readonly Mutation[] = [
     models: ["qwen2"],
     config: (c) => ({ ...c, slidingWindow: c.slidingWindow === null ? null : { ...c.slidingWindow, firstLayer: 0 } }),
   },
-  { left: "gating normalization", models: moeModels, config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: null } }) },
+  {
+    left: "gating normalization",
+    models: moeModels,
+    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: null } }),
+  },
   {
     left: "the unbiased deviation",
     models: moeModels,
-    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: { lambda: c.moe.gateNormalization?.lambda ?? 1, eps: 0, unbiased: false } } }),
+    config: (c) => ({
+      ...c,
+      moe:
+        c.moe === null ? null : { ...c.moe, gateNormalization: { lambda: c.moe.gateNormalization?.lambda ?? 1, eps: 0, unbiased: false } },
+    }),
   },
-  { left: "the second expert", models: ["mixtral", ...moeModels], config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, topK: 1 } }) },
+  {
+    left: "the second expert",
+    models: ["mixtral", ...moeModels],
+    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, topK: 1 } }),
+  },
   { left: "the norm's epsilon", models: ["llama2"], config: (c) => ({ ...c, normEps: 1e-2 }) },
 ];
 const cases = mutations.flatMap((mutation) => mutation.models.map((name) => ({ ...mutation, name })));
