@@ -1,8 +1,9 @@
 /** What most commands open first: an engine, a model, its tokenizer. */
 import { loadBackend } from "../backend/load.ts";
+import { loadTokenizer } from "../checkpoint/tokenizer.ts";
 import { loadModel, type Decoder, type ModelDType } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
-import { loadTokenizer, type Tokenizer } from "../tokenizer/index.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 
 export async function openEngine(): Promise<Engine> {

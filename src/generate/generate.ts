@@ -3,7 +3,7 @@
  * are scheduled elsewhere. Logits of a token do not depend on how the prompt was cut into chunks.
  */
 import { KvCache, type Decoder } from "../model/index.ts";
-import type { Tokenizer } from "../tokenizer/index.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { Random } from "../util/random.ts";
 import { checkSamplingOptions, greedy, sampleToken, type SamplingOptions } from "./sampler.ts";

@@ -14,7 +14,9 @@ import { parseRunConfig, type RunConfig, type RunConfigInput } from "../config/r
 import { generateText } from "../generate/index.ts";
 import { loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
-import { copyTokenizer, loadTokenizer, saveTrainedTokenizer, trainByteBpe, type Tokenizer } from "../tokenizer/index.ts";
+import { copyTokenizer, loadTokenizer, writeTokenizerFiles } from "../checkpoint/tokenizer.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
+import { trainByteBpe } from "../tokenizer/train.ts";
 import { train, type Evaluation, type StepMetrics, type TrainEvent, type TrainResult } from "../train/index.ts";
 import { upcycle, upcycledConfig, upcycleGap } from "../upcycle/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -109,7 +111,7 @@ export async function quickstart(options: QuickstartOptions): Promise<Quickstart
   const denseFolder = dense.folder;
   const upcycledFolder = join(runFolder, "upcycled");
   upcycle(denseFolder, upcycledFolder, { numExperts, topK, seed }, (folder) => {
-    copyTokenizer(denseFolder, folder);
+    copyTokenizer(denseFolder, folder, tokenizer);
   });
   const upcycleMaxGap = gapBetween(engine, denseFolder, upcycledFolder, tokenizer, corpus);
   const moeConfig = upcycledConfig(config, { numExperts, topK });
@@ -224,7 +226,7 @@ class Job {
 function makeTokenizer(corpus: Corpus, vocabSize: number, folder: string): void {
   const eosToken = "<|endoftext|>";
   mkdirSync(folder, { recursive: true });
-  saveTrainedTokenizer(trainByteBpe(corpus.trainTexts, { vocabSize, specialTokens: [eosToken], eosToken }), folder);
+  writeTokenizerFiles(trainByteBpe(corpus.trainTexts, { vocabSize, specialTokens: [eosToken], eosToken }), folder);
 }
 
 function gapBetween(engine: Engine, denseFolder: string, moeFolder: string, tokenizer: Tokenizer, corpus: Corpus): number {

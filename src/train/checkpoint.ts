@@ -7,7 +7,7 @@
  * A folder is written under a temporary name, flushed and renamed: a killed process never leaves one that loads wrongly.
  */
 import { createHash } from "node:crypto";
-import { closeSync, copyFileSync, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { closeSync, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { createSafetensors } from "../checkpoint/safetensors-writer.ts";
 import { openSafetensors } from "../checkpoint/safetensors.ts";
@@ -30,35 +30,18 @@ export interface TrainingState {
   readonly seconds: number;
 }
 
-/** Files of a tokenizer that travel with a model. */
-export const tokenizerFiles = [
-  "tokenizer.json",
-  "tokenizer_config.json",
-  "special_tokens_map.json",
-  "added_tokens.json",
-  "tokenizer.model",
-  "chat_template.jinja",
-  "vocab.json",
-  "merges.txt",
-] as const;
-
 const manifestName = "manifest.json";
 const stateName = "state.json";
 const optimizerName = "optimizer.safetensors";
 const chunkBytes = 4 << 20;
-
-/** Copies what there is of a tokenizer's files from one folder to another. */
-export function copyTokenizer(from: string, to: string): void {
-  for (const name of tokenizerFiles) if (existsSync(join(from, name))) copyFileSync(join(from, name), join(to, name));
-}
 
 export interface CheckpointContent {
   readonly model: Decoder;
   /** Optimizer tensors by name. */
   readonly optimizer: ReadonlyMap<string, Tensor>;
   readonly state: TrainingState;
-  /** Folder whose tokenizer files are copied along, or null. */
-  readonly tokenizerFolder: string | null;
+  /** Puts the tokenizer into the folder. */
+  readonly writeTokenizer: (folder: string) => void;
 }
 
 /** Writes `checkpoints/step-<n>` of a run and returns its path. Throws `resource` on a full disk; nothing is left then. */
@@ -66,7 +49,7 @@ export function saveCheckpoint(runFolder: string, content: CheckpointContent): s
   const folder = join(runFolder, "checkpoints", `step-${String(content.state.step).padStart(8, "0")}`);
   writeDirectoryAtomically(folder, (temporary) => {
     saveModel(content.model, temporary);
-    if (content.tokenizerFolder !== null) copyTokenizer(content.tokenizerFolder, temporary);
+    content.writeTokenizer(temporary);
     writeTensors(join(temporary, optimizerName), content.optimizer);
     writeFileAtomically(join(temporary, stateName), `${JSON.stringify(content.state, null, 2)}\n`);
     const files = Object.fromEntries(filesIn(temporary).map((name) => [name, fingerprint(join(temporary, name))]));

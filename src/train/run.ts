@@ -9,16 +9,18 @@
 import { createHash } from "node:crypto";
 import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
+import { copyTokenizer, loadTokenizer, tokenizerFiles } from "../checkpoint/tokenizer.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { parseRunConfig, type DataSourceConfig, type RunConfig } from "../config/run.ts";
-import { Dataset, prepareTokens, type TokenFile } from "../data/index.ts";
+import { Dataset, prepareTokens, type EncodedConversation, type ChatMessage, type TokenFile } from "../data/index.ts";
 import { Decoder, loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
-import { encodeForTraining, loadTokenizer, type Tokenizer } from "../tokenizer/index.ts";
+import { chatTokens } from "../tokenizer/chat.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { removeTemporaries, systemError, writeFileAtomically } from "../util/files.ts";
 import { checkVocabulary } from "./batch.ts";
-import { listCheckpoints, pruneCheckpoints, readCheckpointState, readOptimizerTensors, saveCheckpoint, tokenizerFiles, type TrainingState } from "./checkpoint.ts";
+import { listCheckpoints, pruneCheckpoints, readCheckpointState, readOptimizerTensors, saveCheckpoint, type TrainingState } from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { Trainer, type StepMetrics } from "./trainer.ts";
@@ -77,7 +79,9 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
     truncateMetrics(runFolder, state.step);
   }
   writeFileAtomically(join(runFolder, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
-  return new Run(options, trainer, data.validation, tokenizerFolder).toTheEnd();
+  return await new Run(options, trainer, data.validation, (folder) => {
+    copyTokenizer(tokenizerFolder, folder, tokenizer);
+  }).toTheEnd();
 }
 
 /** The loop around the trainer's steps. */
@@ -85,15 +89,15 @@ class Run {
   readonly #options: TrainOptions;
   readonly #trainer: Trainer;
   readonly #validation: ReadonlyMap<string, Dataset>;
-  readonly #tokenizerFolder: string;
+  readonly #writeTokenizer: (folder: string) => void;
   readonly #evaluations: Record<string, Evaluation> = {};
   readonly #metrics: string;
 
-  constructor(options: TrainOptions, trainer: Trainer, validation: ReadonlyMap<string, Dataset>, tokenizerFolder: string) {
+  constructor(options: TrainOptions, trainer: Trainer, validation: ReadonlyMap<string, Dataset>, writeTokenizer: (folder: string) => void) {
     this.#options = options;
     this.#trainer = trainer;
     this.#validation = validation;
-    this.#tokenizerFolder = tokenizerFolder;
+    this.#writeTokenizer = writeTokenizer;
     this.#metrics = join(options.runFolder, "metrics.jsonl");
   }
 
@@ -137,7 +141,7 @@ class Run {
   #save(): string {
     const { runFolder, config, onEvent } = this.#options;
     const { model, optimizer, state } = this.#trainer;
-    const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, tokenizerFolder: this.#tokenizerFolder });
+    const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
     onEvent?.({ type: "checkpoint", folder });
     return folder;
@@ -196,7 +200,7 @@ async function prepareData({ config, runFolder, onEvent }: TrainOptions, tokeniz
     const file = await prepareTokens(join(folder, `${name}.tokens`), sources.map(asSource), {
       tokenizer,
       tokenizerFingerprint: tokenizerFingerprint(tokenizerFolder),
-      ...encodeForTraining(tokenizer, sources.some(({ format }) => format === "chat")),
+      ...(tokenizer.chatTemplate !== undefined && { encodeChat: (messages: readonly ChatMessage[]) => encodeConversation(tokenizer, messages) }),
       onProgress: ({ documents, tokens }) => onEvent?.({ type: "tokenizing", documents, tokens }),
     });
     files.push(file);
@@ -212,6 +216,12 @@ async function prepareData({ config, runFolder, onEvent }: TrainOptions, tokeniz
     for (const file of files) file[Symbol.dispose]();
     throw error;
   }
+}
+
+/** A conversation as its template renders it; only what the assistant wrote bears loss. */
+function encodeConversation(tokenizer: Tokenizer, messages: readonly ChatMessage[]): EncodedConversation {
+  const { ids, assistantMask } = chatTokens(tokenizer, messages.map(({ role, content }) => ({ role, content })));
+  return { ids, mask: assistantMask };
 }
 
 function asSource({ path, format, field, separator }: DataSourceConfig): Parameters<typeof prepareTokens>[1][number] {

@@ -1,7 +1,7 @@
 /** `moe generate`: text after a prompt, on the terminal. */
 import { Option, type Command } from "commander";
 import { generateText } from "../../generate/index.ts";
-import { applyChatTemplate } from "../../tokenizer/index.ts";
+import { encodeChat } from "../../tokenizer/chat.ts";
 import { decimal, wholeNumber } from "../options.ts";
 import { Output } from "../output.ts";
 import { modelDtype, openSession } from "../session.ts";
@@ -45,7 +45,7 @@ async function generate(path: string, flags: GenerateFlags): Promise<void> {
   const output = new Output({ json: flags.json === true });
   using session = await openSession(path, modelDtype(flags.dtype));
   const { model, tokenizer } = session;
-  const prompt = flags.chat === true ? applyChatTemplate(tokenizer, [{ role: "user", content: flags.prompt }], { addGenerationPrompt: true }).ids : flags.prompt;
+  const prompt = flags.chat === true ? encodeChat(tokenizer, [{ role: "user", content: flags.prompt }], { addGenerationPrompt: true }) : flags.prompt;
   const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
   const result = generateText(
     model,

@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { Option, type Command } from "commander";
 import { loadModel } from "../../model/index.ts";
-import { copyTokenizer, loadTokenizer } from "../../tokenizer/index.ts";
+import { copyTokenizer, loadTokenizer } from "../../checkpoint/tokenizer.ts";
 import { upcycle, upcycleGap, upcycleTargets, type UpcycleTarget } from "../../upcycle/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";

@@ -1,0 +1,21 @@
+/** `moe export`: a model in another program's format. */
+import { Option, type Command } from "commander";
+import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
+import { exportGguf, type GgufFloat } from "../../model/index.ts";
+import { formatBytes, Output } from "../output.ts";
+
+export function addExport(program: Command): void {
+  program
+    .command("export")
+    .description("write a model in another program's format")
+    .argument("<model>", "folder with safetensors, or GGUF file")
+    .argument("<out>", "file to write")
+    .addOption(new Option("--format <format>", "format of the output").choices(["gguf"]).default("gguf"))
+    .addOption(new Option("--dtype <type>", "element type of matrices (default: as stored)").choices(["f32", "f16", "bf16"]))
+    .option("--json", "print one JSON object")
+    .action(async (model: string, out: string, flags: { dtype?: GgufFloat; json?: boolean }) => {
+      const tokenizer = await loadTokenizer(model);
+      const result = exportGguf(model, out, { tokenizer, ...(flags.dtype && { dtype: flags.dtype }) });
+      new Output({ json: flags.json === true }).result(result, `${out}: ${result.numTensors} tensors, ${formatBytes(result.numBytes)}`);
+    });
+}
