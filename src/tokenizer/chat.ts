@@ -37,7 +37,7 @@ export interface ChatTokens {
   readonly assistantMask: Uint8Array;
 }
 
-const maxSteps = 2_000_000;
+const maxSteps = 500_000;
 const maxValueLength = 16 * 2 ** 20;
 /** Noncharacters, which no text should hold, around what the assistant wrote. */
 const open = "\ufdd0";
@@ -66,7 +66,7 @@ class BoundedInterpreter extends Interpreter {
 function boundedRange(from: number, to?: number, step = 1): number[] {
   const [start, stop] = to === undefined ? [0, from] : [from, to];
   const length = Math.max(0, Math.ceil((stop - start) / step));
-  if (!(length <= 100_000)) throw new Error(`range of ${length} items`);
+  if (!(length <= 10_000)) throw new Error(`range of ${length} items`);
   return Array.from({ length }, (_, i) => start + i * step);
 }
 

@@ -88,6 +88,8 @@ export function trimEnd(text: string): string {
 /** Bytes of standard base64. */
 export function base64(text: string, at: string): Uint8Array {
   if (!/^[A-Za-z0-9+/\s]*={0,2}\s*$/.test(text)) throw fileError(at, "base64", describe(text));
-  const binary = atob(text.replace(/[^A-Za-z0-9+/=]/g, "").replace(/=+$/, "").replace(/^((?:.{4})*).$/s, "$1"));
+  const digits = text.replace(/[^A-Za-z0-9+/]/g, "");
+  // A single digit left over holds no whole byte.
+  const binary = atob(digits.length % 4 === 1 ? digits.slice(0, -1) : digits);
   return Uint8Array.from(binary, (character) => character.charCodeAt(0));
 }
