@@ -50,11 +50,21 @@ function poke(backend: Backend, ptr: number, bytes: readonly number[]): void {
   backend.write(ptr, Uint8Array.from(bytes));
 }
 
+function judge(backend: Backend, one: Case): string | null {
+  return difference(one, runCase(backend, one), expectation(createReferenceBackend(), one));
+}
+
+/** A new matrix without the last column of `from`. */
+function withoutLastColumn(backend: Backend, from: number, rows: number, columns: number): number {
+  const to = backend.alloc(rows * (columns - 1) * 4);
+  backend.kernels.copyRows(to, from, rows, (columns - 1) * 4, (columns - 1) * 4, columns * 4);
+  return to;
+}
+
 describe("the suite finds", () => {
   const shape = { M: 7, N: 5, K: 9 };
   const f32 = linearForwardCase(shape, ["f32", "f32", "f32"], true);
   const bf16 = linearForwardCase(shape, ["bf16", "bf16", "bf16"], true);
-  const judge = (backend: Backend, one: Case): string | null => difference(one, runCase(backend, one), expectation(createReferenceBackend(), one));
 
   test("nothing wrong with a right kernel", () => {
     const right = mistaken((reference, ...args) => reference.kernels.linearForward(...args));
@@ -91,13 +101,8 @@ describe("the suite finds", () => {
   });
 
   test("a sum that lost its last product", () => {
-    const copyShort = (reference: Backend, from: number, rows: number, K: number): number => {
-      const to = reference.alloc(rows * (K - 1) * 4);
-      reference.kernels.copyRows(to, from, rows, (K - 1) * 4, (K - 1) * 4, K * 4);
-      return to;
-    };
     const short = mistaken((reference, out, x, w, bias, M, N, K, ...types) => {
-      const [xShort, wShort] = [copyShort(reference, x, M, K), copyShort(reference, w, N, K)];
+      const [xShort, wShort] = [withoutLastColumn(reference, x, M, K), withoutLastColumn(reference, w, N, K)];
       reference.kernels.linearForward(out, xShort, wShort, bias, M, N, K - 1, ...types);
       reference.free(xShort);
       reference.free(wShort);

@@ -33,9 +33,9 @@ interface Gradient {
   /** Values of the differentiable inputs. */
   readonly inputs: readonly Float32Array[];
   /** The output for inputs at these pointers. */
-  forward(scratch: Scratch, inputs: readonly number[]): Float32Array;
+  readonly forward: (scratch: Scratch, inputs: readonly number[]) => Float32Array;
   /** Gradients of sum(output * dOut), one array an input. */
-  backward(scratch: Scratch, inputs: readonly number[], dOut: Float32Array): Float32Array[];
+  readonly backward: (scratch: Scratch, inputs: readonly number[], dOut: Float32Array) => Float32Array[];
 }
 
 function expectGradient({ inputs, forward, backward }: Gradient, tolerance = 2e-3): void {

@@ -91,7 +91,7 @@ describe("the reference memory", () => {
     const x = floats(backend, 1);
     expectInternal(() => backend.kernels.fillF32(x, 0.5, 1), /fillF32: expected argument 1 of code "n"/);
     expectInternal(() => backend.kernels.fillF32(x, -1, 1), /code "n"/);
-    expectInternal(() => backend.kernels.add(x, x, x, 1, 2 ** 31 as 0), /code "i"/);
+    expectInternal(() => backend.kernels.add(x, x, x, 1, (2 ** 31) as 0), /code "i"/);
     expectInternal(() => (backend.kernels.fillF32 as (...args: number[]) => void)(x, 1), /expected 3 arguments, got 2/);
   });
 

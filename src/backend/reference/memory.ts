@@ -84,7 +84,7 @@ export class ReferenceMemory {
   }
 
   dispose(): void {
-    for (const id of [...this.#buffers.keys()]) this.free(id * span);
+    for (const id of this.#buffers.keys()) this.free(id * span);
   }
 
   /** The `byteLength` bytes at `ptr`, not a copy. */
@@ -116,6 +116,8 @@ export class ReferenceMemory {
         return new Float64Array(new Float16Array(buffer, byteOffset, count));
       case dtypeCodes.i32:
         return new Float64Array(new Int32Array(buffer, byteOffset, count));
+      default:
+        return dtype satisfies never;
     }
   }
 

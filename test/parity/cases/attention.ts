@@ -75,6 +75,18 @@ export function attentionInputs({ Hq, Hkv, D, gap, S, keyEnd }: AttentionShape, 
   return { T, q: rows(T, qStride), k: rows(S, kvStride), v: rows(S, kvStride), qStride, kvStride, scale: Math.fround(1 / Math.sqrt(D)) };
 }
 
+function value(values: Float64Array, i: number): number {
+  return values[i] ?? 0;
+}
+
+function size(values: Float64Array, i: number): number {
+  return Math.abs(value(values, i));
+}
+
+function plus(values: Float64Array, i: number, amount: number): void {
+  values[i] = value(values, i) + amount;
+}
+
 /** What each (query, head, key) adds to the results, and bounds on the rounding errors of all of them. */
 interface Analysis {
   readonly out: Float64Array;
@@ -103,16 +115,15 @@ function analyse(shape: AttentionShape, inputs: AttentionInputs, dOut: Float64Ar
     dkError: new Float64Array(S * Hkv * D),
     dvError: new Float64Array(S * Hkv * D),
   };
-  const value = (values: Float64Array, i: number): number => values[i] ?? 0;
-  const plus = (values: Float64Array, i: number, amount: number): void => void (values[i] = value(values, i) + amount);
   for (let t = 0; t < T; t++) {
     const end = keyEnd[t] ?? 0;
     const first = window > 0 ? Math.max(keyBase[t] ?? 0, end - window) : (keyBase[t] ?? 0);
-    for (let h = 0; h < Hq && end > first; h++) {
+    if (end <= first) continue;
+    for (let h = 0; h < Hq; h++) {
       const head = Math.floor((h * Hkv) / Hq) * D;
       const row = (t * Hq + h) * D;
       const scores: number[] = [];
-      let size = 0;
+      let largest = 0;
       for (let s = first; s < end; s++) {
         let dot = 0;
         let absolute = 0;
@@ -122,11 +133,11 @@ function analyse(shape: AttentionShape, inputs: AttentionInputs, dOut: Float64Ar
           absolute += Math.abs(product);
         }
         scores.push(dot);
-        size = Math.max(size, absolute);
+        largest = Math.max(largest, absolute);
       }
       const max = Math.max(...scores);
       const lse = max + Math.log(scores.reduce((sum, score) => sum + Math.exp(score - max), 0));
-      const relative = (2 * (D + 6) * size + scores.length + 20 + 2 * Math.abs(lse)) * u;
+      const relative = (2 * (D + 6) * largest + scores.length + 20 + 2 * Math.abs(lse)) * u;
       result.lse[h * T + t] = lse;
       result.lseError[h * T + t] = relative;
       for (const [i, score] of scores.entries()) {
@@ -160,8 +171,6 @@ function addGradientErrors({ shape, inputs, dOut, result, t, h, first, scores, l
   const { q, k, v, qStride, kvStride, scale } = inputs;
   const head = Math.floor((h * Hkv) / Hq) * D;
   const row = (t * Hq + h) * D;
-  const size = (values: Float64Array, i: number): number => Math.abs(values[i] ?? 0);
-  const plus = (values: Float64Array, i: number, amount: number): void => void (values[i] = (values[i] ?? 0) + amount);
   let delta = 0;
   for (let d = 0; d < D; d++) delta += size(dOut, row + d) * size(result.out, row + d);
   // Sums over queries in dk and dv add an error of their own, of their length.

@@ -141,6 +141,10 @@ export function swigluForwardCase(n: number, dtype: FloatType, scale: number): C
   return { kernel: "swigluForward", title: `n${n} ${dtype} scale ${scale}`, args: [output(dtype, n, { kind: "within", relative: 10 * u, absolute: tiny }), gate, up, n, { dtypeOf: gate }] };
 }
 
+function sigmoid(z: number): number {
+  return 1 / (1 + Math.exp(-z));
+}
+
 export function swigluBackwardCase(n: number, dtype: FloatType, scale: number, mode: "overwrite" | "accumulate" | "in place"): Case {
   const random = new Random(n + 7);
   const gates = random.normal(n, dtype, scale);
@@ -149,7 +153,6 @@ export function swigluBackwardCase(n: number, dtype: FloatType, scale: number, m
   const before = random.normal(n, dtype);
   const accumulate = mode === "accumulate" ? 1 : 0;
   const errors = (size: (g: number, i: number) => number): Float64Array => gates.map((g, i) => tiny + 12 * u * (size(g, i) + accumulate * Math.abs(before[i] ?? 0)));
-  const sigmoid = (g: number): number => 1 / (1 + Math.exp(-g));
   // 1 - sigmoid is rounded before it is multiplied by g: near sigmoid = 1 that is an error of |g| u by itself.
   const gateError = errors((g, i) => Math.abs((dOuts[i] ?? 0) * (ups[i] ?? 0)) * sigmoid(g) * (1 + Math.abs(g) * (1 - sigmoid(g) + 1 / 6)));
   const upError = errors((g, i) => Math.abs((dOuts[i] ?? 0) * g) * sigmoid(g));

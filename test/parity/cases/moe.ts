@@ -10,20 +10,24 @@ import { runCase } from "../harness/run.ts";
 const dtypes = ["f32", "bf16"] as const;
 const exact = { kind: "exact" } as const;
 
+function largest(values: Float64Array): number {
+  return values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+}
+
 export function crossEntropyCase(M: number, V: number, scale: number, gradient: "none" | "separate" | "in place"): Case {
   const random = new Random(M * 1009 + V);
   const logits = random.normal(M * V, "f32", scale);
   const targets = random.integers(M, -1, V - 1);
-  const largest = logits.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
+  const size = largest(logits);
   const gradScale = -0.37;
-  const error = (V + 16 + 4 * largest) * u;
+  const error = (V + 16 + 4 * size) * u;
   const check = { kind: "within", relative: error, absolute: logits.map((_, i) => (i % V === targets[Math.floor(i / V)] ? error * 0.37 : 1e-36)) } as const;
   const logitsOperand = gradient === "in place" ? inOut("f32", logits, check) : input("f32", logits);
   const dLogits = gradient === "none" ? 0 : gradient === "in place" ? logitsOperand : output("f32", M * V, check);
   return {
     kernel: "crossEntropy",
     title: `M${M} V${V} scale ${scale} gradient ${gradient}`,
-    args: [output("f32", M, { kind: "within", relative: 0, absolute: error + 4 * u * largest }), dLogits, logitsOperand, input("i32", targets), M, V, gradScale],
+    args: [output("f32", M, { kind: "within", relative: 0, absolute: error + 4 * u * size }), dLogits, logitsOperand, input("i32", targets), M, V, gradScale],
   };
 }
 
@@ -67,7 +71,8 @@ function routerLogits({ T, E }: RouterShape): Float64Array {
 function routerError(shape: RouterShape, logits: Float64Array): number {
   const { T, E, normalize, lambda, unbiased } = shape;
   let worst = 3;
-  for (let t = 0; t < T && normalize === 1; t++) {
+  if (normalize === 0) return (4 * worst + E + 20) * u;
+  for (let t = 0; t < T; t++) {
     const row = logits.subarray(t * E, (t + 1) * E);
     const mean = row.reduce((a, b) => a + b, 0) / E;
     const variance = row.reduce((sum, value) => sum + (value - mean) ** 2, 0) / (E - unbiased);
@@ -108,7 +113,6 @@ function routerBackwardCase(shape: RouterShape, withDProbs: boolean): Case {
   const dWeights = random.normal(T * k);
   const dProbs = random.normal(T * E);
   // Every term of dz is at most p (|dp| + sum p|dp|) with |dp| <= |dProbs| + 2 max|dWeights| / S; the normalization multiplies by lambda rstd.
-  const largest = (values: Float64Array): number => values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
   const S = Math.max(k / E, 1e-3);
   const rstd = normalize === 1 ? routerError(shape, logits) / (4 * u * (E + 8) * 3) + 1 : 1;
   const size = 2 * (largest(dProbs) + (2 * largest(dWeights)) / S) * (normalize === 1 ? 3 * lambda * rstd : 1);

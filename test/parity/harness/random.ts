@@ -53,5 +53,7 @@ export function representable(values: Float64Array, dtype: DType): Float64Array 
       return Float64Array.from(new Float16Array(values));
     case "i32":
       return values.map((value) => value | 0);
+    default:
+      return dtype satisfies never;
   }
 }
