@@ -130,6 +130,11 @@ VFN void add_values(const attention_args *a, tile_memory *s, const float *values
 VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, ptrdiff_t start, ptrdiff_t first, ptrdiff_t last, ptrdiff_t i0, ptrdiff_t i1, int dtype) {
   const ptrdiff_t group = a->group, padded = a->padded, D = a->D, v0 = first / 16 * 16;
   const void *k = at(a->k, start * a->k_stride + head * D, dtype), *v = at(a->v, start * a->v_stride + head * D, dtype);
+  /* With few rows memory is the limit, and rows strides apart are beyond the processor's own foresight. */
+  if ((i1 - i0) * group <= 16) {
+    prefetch_rows(at(v, first * a->v_stride, dtype), a->v_stride, last - first, D, dtype);
+    if (start + 2 * BLOCK <= a->S) prefetch_rows(at(k, BLOCK * a->k_stride, dtype), a->k_stride, BLOCK, D, dtype);
+  }
   pack_transposed(s->keys, k, a->k_stride, first, last, D, dtype);
   tile_multiply(s->p + i0 * group * BLOCK + v0, BLOCK, s->q + i0 * group * padded, padded, 1, s->keys + v0, BLOCK, (i1 - i0) * group, (last - v0 + 15) / 16, D, 0);
   softmax_block(a, s, i0 * group, i1 * group, start);

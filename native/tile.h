@@ -132,24 +132,54 @@ VFN void v_transpose(v16 *x) {
   }
 }
 
+/* Rows of 16 f32, or of 16 pairs of bf16, from element d on; rows outside first..last-1 are zeros and not read. */
+VFN void load_block(v16 *block, const void *x, ptrdiff_t stride, ptrdiff_t c, ptrdiff_t d, ptrdiff_t first, ptrdiff_t last, int dtype) {
+  if (c >= first && c + 16 <= last) {
+    MOE_UNROLL
+    for (int r = 0; r < 16; r++) block[r] = v_load(at(x, (c + r) * stride + d, dtype));
+  } else {
+    for (int r = 0; r < 16; r++) block[r] = c + r >= first && c + r < last ? v_load(at(x, (c + r) * stride + d, dtype)) : v_set(0);
+  }
+}
+
 /* t[D][64] (f32) = transpose of rows first..last-1 of x (row r at x + r * stride, at most 64). Columns of the 16-wide
    groups that hold none of these rows are left as they were; the other columns of a touched group are zeros. */
 VFN void pack_transposed(float *t, const void *x, ptrdiff_t stride, ptrdiff_t first, ptrdiff_t last, ptrdiff_t D, int dtype) {
-  for (ptrdiff_t c = first / 16 * 16; c < last; c += 16)
-    for (ptrdiff_t d = 0; d < D; d += 16) {
-      const ptrdiff_t n = v_step(D - d);
-      v16 block[16];
-      if (c >= first && c + 16 <= last) {
+  for (ptrdiff_t c = first / 16 * 16; c < last; c += 16) {
+    v16 block[16];
+    ptrdiff_t d = 0;
+    if (dtype == MOE_BF16) {
+      for (; d + 32 <= D; d += 32) {
+        load_block(block, x, stride, c, d, first, last, dtype);
+        v_transpose(block);
         MOE_UNROLL
-        for (int r = 0; r < 16; r++) block[r] = get(at(x, (c + r) * stride, dtype), d, n, dtype);
-      } else {
-        for (int r = 0; r < 16; r++) block[r] = c + r >= first && c + r < last ? get(at(x, (c + r) * stride, dtype), d, n, dtype) : v_set(0);
+        for (int i = 0; i < 16; i++) {
+          v_store(t + (d + 2 * i) * 64 + c, v_low_half(block[i]));
+          v_store(t + (d + 2 * i + 1) * 64 + c, v_high_half(block[i]));
+        }
       }
-      v_transpose(block);
-      MOE_UNROLL
-      for (int i = 0; i < 16; i++)
-        if (i < n) v_store(t + (d + i) * 64 + c, block[i]);
+    } else {
+      for (; d + 16 <= D; d += 16) {
+        load_block(block, x, stride, c, d, first, last, dtype);
+        v_transpose(block);
+        MOE_UNROLL
+        for (int i = 0; i < 16; i++) v_store(t + (d + i) * 64 + c, block[i]);
+      }
     }
+    for (; d < D; d += 16) {
+      const ptrdiff_t n = v_step(D - d);
+      for (int r = 0; r < 16; r++) block[r] = c + r >= first && c + r < last ? get(at(x, (c + r) * stride, dtype), d, n, dtype) : v_set(0);
+      v_transpose(block);
+      for (int i = 0; i < n; i++) v_store(t + (d + i) * 64 + c, block[i]);
+    }
+  }
+}
+
+/* Asks for rows of D elements, `stride` apart, before they are needed. A hint: reads nothing. */
+VFN void prefetch_rows(const void *x, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t D, int dtype) {
+  const ptrdiff_t line = 64 / moe_element_bytes(dtype);
+  for (ptrdiff_t r = 0; r < rows; r++)
+    for (ptrdiff_t d = 0; d < D; d += line) __builtin_prefetch(at(x, r * stride + d, dtype), 0, 2);
 }
 
 /* out[rows][padded] (f32) = x[rows][D] (rows `stride` elements apart) * scale, the padding up to whole vectors zeros. */

@@ -40,6 +40,8 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   return _mm512_scalef_ps(a, n);
 }
 #define p_clear_below(a, x, limit) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), a)
+#define p_low_half(a) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a), 16))
+#define p_high_half(a) _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32((int)0xffff0000)))
 VFN vp p_load_bf16(const moe_bf16 *q) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)q)), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   __m512i u = _mm512_castps_si512(a), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -72,6 +74,8 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
 }
 #define p_clear_below(a, x, limit) _mm256_and_ps(a, _mm256_cmp_ps(x, limit, _CMP_NLT_UQ))
+#define p_low_half(a) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 16))
+#define p_high_half(a) _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32((int)0xffff0000)))
 VFN vp p_load_bf16(const moe_bf16 *q) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)q)), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   __m256i u = _mm256_castps_si256(a), high = _mm256_srli_epi32(u, 16), odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -104,6 +108,8 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(rest, bias), 23)));
 }
 #define p_clear_below(a, x, limit) vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit)))
+#define p_low_half(a) vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a), 16))
+#define p_high_half(a) vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(a), vdupq_n_u32(0xffff0000u)))
 VFN vp p_load_bf16(const moe_bf16 *q) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(q), 16)); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   uint32x4_t u = vreinterpretq_u32_f32(a), high = vshrq_n_u32(u, 16), odd = vandq_u32(high, vdupq_n_u32(1));
@@ -133,6 +139,8 @@ VFN vp p_scale2(vp a, vp n, vp bits) {
   return wasm_f32x4_mul(a, wasm_i32x4_shl(wasm_i32x4_add(rest, bias), 23));
 }
 #define p_clear_below(a, x, limit) wasm_v128_andnot(a, wasm_f32x4_lt(x, limit))
+#define p_low_half(a) wasm_i32x4_shl(a, 16)
+#define p_high_half(a) wasm_v128_and(a, wasm_i32x4_splat((int)0xffff0000))
 VFN vp p_load_bf16(const moe_bf16 *q) { return wasm_i32x4_shl(wasm_u32x4_load16x4(q), 16); }
 VFN void p_store_bf16(moe_bf16 *q, vp a) {
   v128_t high = wasm_u32x4_shr(a, 16), odd = wasm_v128_and(high, wasm_i32x4_splat(1));
@@ -175,6 +183,9 @@ V_OP2(v_div, p_div)
 V_OP2(v_max, p_max)
 V_OP2(v_min, p_min)
 VFN v16 v_sqrt(v16 a) { v16 r; V_EACH(V_S1, p_sqrt) return r; }
+/* The two bf16 numbers of each 32-bit lane, widened: v_low_half the one at the lower address. */
+VFN v16 v_low_half(v16 a) { v16 r; V_EACH(V_S1, p_low_half) return r; }
+VFN v16 v_high_half(v16 a) { v16 r; V_EACH(V_S1, p_high_half) return r; }
 /* a * b + c, one rounding where the instruction set has it. */
 VFN v16 v_fma(v16 a, v16 b, v16 c) { v16 r; V_EACH(V_S3, p_fma) return r; }
 /* a * 2^n for integral -126 <= n <= 128; bits = n + 1.5 * 2^23. */
