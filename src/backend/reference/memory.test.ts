@@ -92,7 +92,8 @@ describe("the reference memory", () => {
     expectInternal(() => backend.kernels.fillF32(x, 0.5, 1), /fillF32: expected argument 1 of code "n"/);
     expectInternal(() => backend.kernels.fillF32(x, -1, 1), /code "n"/);
     expectInternal(() => backend.kernels.add(x, x, x, 1, (2 ** 31) as 0), /code "i"/);
-    expectInternal(() => (backend.kernels.fillF32 as (...args: number[]) => void)(x, 1), /expected 3 arguments, got 2/);
+    const fewer = [x, 1] as unknown as [number, number, number];
+    expectInternal(() => backend.kernels.fillF32(...fewer), /expected 3 arguments, got 2/);
   });
 
   test("refuses indices that point outside their operand", () => {
