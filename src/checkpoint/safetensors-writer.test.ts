@@ -190,7 +190,8 @@ describe("a written model", () => {
       expect(outcomes).toContain("old old old");
       expect(outcomes).toContain("new new new");
     }
-  });
+    // Some twenty processes, which a busy machine starts slowly.
+  }, 240_000);
 });
 
 /** "old" or "new" for each tensor of the model in the folder, or the kind of the error. */
