@@ -5,7 +5,8 @@
  * addresses are below 2^47 (2^56 with five-level paging only if asked for). A call costs about 80 ns.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { delimiter, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { MoeError } from "../../util/errors.ts";
 import type { Kernels } from "../kernels.ts";
@@ -82,19 +83,41 @@ export function nativeLibraryPath(): string {
   return packagePath(`build/native/${process.platform}-${process.arch}/libmoe.${process.platform === "darwin" ? "dylib" : "so"}`);
 }
 
+/** Whether a C compiler may be had now: a look at the PATH, without starting anything. */
+function hasCompiler(): boolean {
+  const directories = (process.env["PATH"] ?? "").split(delimiter);
+  return Boolean(process.env["CC"]) || directories.some((directory) => ["cc", "gcc", "clang"].some((name) => existsSync(join(directory, name))));
+}
+
+/** Remembers a failure, so that not every start tries again; in a read-only place it is tried again. */
+function remember(log: string, reason: string): void {
+  try {
+    mkdirSync(dirname(log), { recursive: true });
+    writeFileSync(log, `${reason}\n`);
+  } catch {
+    return;
+  }
+}
+
 /**
- * Builds the library when it is missing: an installed package brings sources. A failure is written beside it and
- * reported from there the next time instead of being tried again; `npm run build:native` tries again.
+ * Builds the library when it is missing: an installed package brings sources. A failure is written to build/native/failed.txt (by
+ * scripts/prepare.mjs too) and reported from there the next time; it is tried again when a compiler appears, or by hand.
  */
 function buildOnFirstUse(path: string): void {
   if (existsSync(path)) return;
-  const log = packagePath("build/native/failed.txt");
-  if (existsSync(log)) throw new MoeError("resource", `the native library was not built: ${readFileSync(log, "utf8").trim()}`);
   const script = packagePath("native/build.mjs");
+  const refuse = (reason: string): MoeError => new MoeError("resource", `the native library was not built: ${reason.trim()} (to try again: node ${script})`);
   if (!existsSync(script)) throw new MoeError("resource", `the native library is not in this package, nor are its sources (${script})`);
+  if (!hasCompiler()) throw refuse("no C compiler found");
+  const log = packagePath("build/native/failed.txt");
+  const before = existsSync(log) ? readFileSync(log, "utf8") : "no C compiler found";
+  if (!before.includes("no C compiler found")) throw refuse(before);
   process.stderr.write("moe: building the native library for this machine, once\n");
   const result = spawnSync(process.execPath, [script, "--quiet"], { encoding: "utf8", env: { ...process.env, NODE_OPTIONS: "" } });
-  if (result.status !== 0) throw new MoeError("resource", `the native library was not built: ${(result.stderr || String(result.error)).trim()}`);
+  if (result.status === 0) return;
+  const reason = result.stderr || String(result.error);
+  remember(log, reason);
+  throw refuse(reason);
 }
 
 /** Turns `moe_context_create` and its like into methods. */
