@@ -91,8 +91,11 @@ function render(template: string, variables: Readonly<Record<string, unknown>>):
   }
 }
 
+function two(value: number): string {
+  return String(value).padStart(2, "0");
+}
+
 function formatDate(date: Date, format: string): string {
-  const two = (value: number): string => String(value).padStart(2, "0");
   const name = (options: Intl.DateTimeFormatOptions): string => date.toLocaleDateString("en-US", options);
   const parts: Record<string, string> = {
     Y: String(date.getFullYear()), m: two(date.getMonth() + 1), d: two(date.getDate()), H: two(date.getHours()), M: two(date.getMinutes()), S: two(date.getSeconds()),

@@ -85,9 +85,12 @@ export function nameOfPatterns(patterns: readonly string[], ignoreMerges: boolea
   return families().find((family) => JSON.stringify(family.patterns) === wanted && family.ignoreMerges === ignoreMerges)?.names[0];
 }
 
+function whole(use_regex: boolean): Record<string, unknown> {
+  return { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex };
+}
+
 /** The same as the `pre_tokenizer` value of a tokenizer.json. */
 export function preTokenizerJson(patterns: readonly string[]): Record<string, unknown> {
-  const whole = (use_regex: boolean): Record<string, unknown> => ({ type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex });
   const steps = patterns.map((pattern) =>
     pattern === gpt2 ? undefined : { type: "Split", pattern: { Regex: pattern }, behavior: "Isolated", invert: false },
   );

@@ -118,7 +118,7 @@ class Reader {
   }
 
   types(vocabSize: number): Uint8Array {
-    const types = this.numbers("tokenizer.ggml.token_type", vocabSize) ?? new Array<number>(vocabSize).fill(pieceType.normal);
+    const types = this.numbers("tokenizer.ggml.token_type", vocabSize) ?? new Uint8Array(vocabSize).fill(pieceType.normal);
     return Uint8Array.from(types, (type) => (type >= 1 && type <= 6 ? type : 0));
   }
 }
@@ -190,7 +190,7 @@ function endIds(read: Reader, pieces: readonly string[], types: Uint8Array, eosI
 }
 
 function scored(read: Reader, pieces: readonly string[], types: Uint8Array, origin: string): PipelineTokenizer {
-  const scores = Float32Array.from(read.numbers("tokenizer.ggml.scores", pieces.length) ?? new Array<number>(pieces.length).fill(0));
+  const scores = Float32Array.from(read.numbers("tokenizer.ggml.scores", pieces.length) ?? new Float32Array(pieces.length));
   const id = (key: string, missing?: number): number | undefined => read.id(`tokenizer.ggml.${key}_token_id`, pieces.length, missing);
   const bytes = new Map(pieces.map((piece, index) => [piece, index] as const).filter(([, index]) => types[index] === pieceType.byte));
   const eosId = id("eos", 2);

@@ -102,6 +102,7 @@ function postProcessor(model: SentencePieceModel): unknown {
 function bpeJson(model: SentencePieceModel): Record<string, unknown> {
   const vocab = new Map(model.pieces.map((piece, id) => [piece, id]));
   const merges: { readonly pair: [string, string]; readonly score: number }[] = [];
+  const idOf = (part: string): number => vocab.get(part) ?? 0;
   model.pieces.forEach((piece, id) => {
     const type = model.types[id];
     if (type !== pieceType.normal && type !== pieceType.userDefined) return;
@@ -109,7 +110,6 @@ function bpeJson(model: SentencePieceModel): Record<string, unknown> {
     for (let cut = 1; cut < piece.length; cut++) {
       if (vocab.has(piece.slice(0, cut)) && vocab.has(piece.slice(cut))) pairs.push([piece.slice(0, cut), piece.slice(cut)]);
     }
-    const idOf = (part: string): number => vocab.get(part) ?? 0;
     pairs.sort((a, b) => idOf(a[0]) - idOf(b[0]) || idOf(a[1]) - idOf(b[1]));
     for (const pair of pairs) merges.push({ pair, score: model.scores[id] as number });
   });

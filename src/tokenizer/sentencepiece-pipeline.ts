@@ -19,6 +19,10 @@ import type { AddedToken } from "./tokenizer.ts";
 import { Trie } from "./trie.ts";
 import { Unigram } from "./unigram.ts";
 
+function none(text: string): Section[] {
+  return text === "" ? [] : [{ text, start: 0 }];
+}
+
 export function buildSentencePieceTokenizer(model: SentencePieceModel, origin: string, endIds?: ReadonlySet<number>): PipelineTokenizer {
   const { pieces, types, bosId, eosId } = model;
   const llama = model.dialect === "llama.cpp";
@@ -29,7 +33,6 @@ export function buildSentencePieceTokenizer(model: SentencePieceModel, origin: s
   });
   const normalize = sentencePieceNormalizer(model, userDefined, origin);
   const ordinary = added.filter((token) => types[token.id] === pieceType.userDefined);
-  const none = (text: string): Section[] => (text === "" ? [] : [{ text, start: 0 }]);
   const wordModel = model.algorithm === "bpe" ? bpeModel(model, origin) : unigramModel(model);
   const encoder = new TextEncoder();
   return new PipelineTokenizer({
@@ -94,13 +97,14 @@ function symbolIds(model: SentencePieceModel): Map<string, number> {
     if (takesPart && piece !== "" && !ids.has(piece)) ids.set(piece, id);
   });
   let ghost = model.pieces.length;
-  for (const piece of [...ids.keys()]) for (const character of piece) if (!ids.has(character)) ids.set(character, ghost++);
+  const known = Array.from(ids.keys());
+  for (const piece of known) for (const character of piece) if (!ids.has(character)) ids.set(character, ghost++);
   return ids;
 }
 
 /** All ways to put a piece together from two symbols; the rank of a merge is the place of its piece's score. */
 export function mergesOfScores(model: SentencePieceModel, ids: ReadonlyMap<string, number>): Merge[] {
-  const order = Float32Array.from(new Set(model.scores)).sort().reverse();
+  const order = Float32Array.from(new Set(model.scores)).sort().toReversed();
   const rankOfScore = new Map([...order].map((score, rank) => [score, rank]));
   const merges: Merge[] = [];
   for (const [piece, result] of ids) {
