@@ -23,8 +23,9 @@ enum {
 #else
   BLOCK_J = 256,
 #endif
+  STRIP = 48,                       /* columns packed and written at a time; a multiple of every tile width */
   ENOUGH_CHUNKS = 16,               /* keeps 2 to 16 threads busy */
-  SHARED_PANEL_BYTES = 16 << 20,    /* beyond this, forward chunks pack their own panels */
+  SHARED_PANEL_BYTES = 4 << 20,    /* beyond this, forward chunks pack their own panels */
   GEMV_CHUNK_BYTES = 1 << 20,
   ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
 };

@@ -57,10 +57,31 @@ MOE_INLINE void micro_tile(const int V, const int C, const int pairs, float *acc
   }
 }
 
+/* What to bring near while computing: `runs` runs of `bytes`, `stride` apart, spread evenly over the tiles of a call. */
+typedef struct {
+  const char *data;
+  ptrdiff_t stride, bytes, runs;
+} micro_ahead;
+enum { MICRO_AHEADS = 3 };
+
+MOE_INLINE void fetch_ahead(const micro_ahead *ahead, ptrdiff_t column, ptrdiff_t next, ptrdiff_t total) {
+  for (int i = 0; i < MICRO_AHEADS; i++) {
+    const micro_ahead h = ahead[i];
+    if (h.runs == 0) continue;
+    const ptrdiff_t end = h.runs * next / total;
+    for (ptrdiff_t run = h.runs * column / total; run < end; run++)
+      for (ptrdiff_t b = 0; b < h.bytes; b += 64) v_prefetch_l2(h.data + run * h.stride + b);
+  }
+}
+
 /* All `columns` of one panel: full tiles of C, then 4, 2 and 1. */
 #define MOE_MICRO_COLUMNS(V, C, pairs)                                                                  \
-  static void micro_##V##_##pairs(float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first) { \
-    for (; columns >= C; columns -= C, acc += C * V * VL, b += C * TILE_DEPTH) micro_tile(V, C, pairs, acc, a, b, depth, first); \
+  static void micro_##V##_##pairs(float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first, const micro_ahead *ahead) { \
+    const ptrdiff_t total = columns;                                                                    \
+    for (ptrdiff_t j = 0; columns >= C; columns -= C, acc += C * V * VL, b += C * TILE_DEPTH, j += C) {  \
+      fetch_ahead(ahead, j, j + C, total);                                                              \
+      micro_tile(V, C, pairs, acc, a, b, depth, first);                                                 \
+    }                                                                                                   \
     for (; columns >= 4; columns -= 4, acc += 4 * V * VL, b += 4 * TILE_DEPTH) micro_tile(V, 4, pairs, acc, a, b, depth, first); \
     for (; columns >= 2; columns -= 2, acc += 2 * V * VL, b += 2 * TILE_DEPTH) micro_tile(V, 2, pairs, acc, a, b, depth, first); \
     if (columns > 0) micro_tile(V, 1, pairs, acc, a, b, depth, first);                                  \
@@ -83,13 +104,13 @@ MOE_MICRO_SET(1)
 #define micro_4_1 micro_4_0
 #endif
 
-static void micro_columns(int vectors, int pairs, float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first) {
+static void micro_columns(int vectors, int pairs, float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first, const micro_ahead *ahead) {
   switch (vectors) {
-    case 1: (pairs ? micro_1_1 : micro_1_0)(acc, a, b, columns, depth, first); break;
-    case 2: (pairs ? micro_2_1 : micro_2_0)(acc, a, b, columns, depth, first); break;
+    case 1: (pairs ? micro_1_1 : micro_1_0)(acc, a, b, columns, depth, first, ahead); break;
+    case 2: (pairs ? micro_2_1 : micro_2_0)(acc, a, b, columns, depth, first, ahead); break;
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 3: (pairs ? micro_3_1 : micro_3_0)(acc, a, b, columns, depth, first); break;
-    default: (pairs ? micro_4_1 : micro_4_0)(acc, a, b, columns, depth, first); break;
+    case 3: (pairs ? micro_3_1 : micro_3_0)(acc, a, b, columns, depth, first, ahead); break;
+    default: (pairs ? micro_4_1 : micro_4_0)(acc, a, b, columns, depth, first, ahead); break;
 #else
     default: break;
 #endif

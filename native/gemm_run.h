@@ -40,15 +40,15 @@ static void store_some(const gemm_job *job, ptrdiff_t index, vf sum, int n) {
 
 /* out[line + i][column + j] from acc[j][width]: forward. `base` is the index of out[line][column]; `bias` starts at `column`. */
 static void write_transposed(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
-  for (ptrdiff_t j = 0; j < columns; j += VL) {
-    const int n = (int)min_size(columns - j, VL);
-    const vf b = bias ? v_load_n(bias + j, n) : v_zero();
-    for (ptrdiff_t i = 0; i < lines; i += VL) {
+  for (ptrdiff_t i = 0; i < lines; i += VL) {
+    const ptrdiff_t height = min_size(lines - i, VL);
+    for (ptrdiff_t j = 0; j < columns; j += VL) {
+      const int n = (int)min_size(columns - j, VL);
+      const vf b = bias ? v_load_n(bias + j, n) : v_zero();
       vf t[VL];
       MOE_UNROLL(16)
       for (int q = 0; q < VL; q++) t[q] = v_load(acc + (j + q) * width + i);
       v_transpose(t);
-      const ptrdiff_t height = min_size(lines - i, VL);
       for (ptrdiff_t q = 0; q < height; q++) store_some(job, base + (i + q) * ld + j, bias ? v_add(t[q], b) : t[q], n);
     }
   }
@@ -82,46 +82,115 @@ static void gemv_chunk(const gemm_plan *plan, const gemm_group *g, ptrdiff_t j0,
   }
 }
 
-static void write_chunk(const gemm_plan *plan, const gemm_group *g, const float *acc, ptrdiff_t accStride, ptrdiff_t i0, ptrdiff_t lines, ptrdiff_t j0, ptrdiff_t columns) {
+/* The index in out of I line `line` and J column `j`. */
+static ptrdiff_t output_index(const gemm_job *job, const gemm_group *g, ptrdiff_t line, ptrdiff_t j) {
+  if (job->kind == GEMM_FORWARD) return (g->row + line) * job->N + j;
+  return ((job->kind == GEMM_INPUT ? g->row : g->expert * job->N) + j) * job->K + line;
+}
+
+/* Writes one panel's `columns` from column j, when their sums are complete. */
+static void write_panel(const gemm_plan *plan, const gemm_group *g, const float *acc, ptrdiff_t line, ptrdiff_t height, ptrdiff_t j, ptrdiff_t columns) {
   const gemm_job *job = &plan->job;
-  for (ptrdiff_t p = 0; p < lines; p += PANEL_ROWS, acc += accStride) {
-    const ptrdiff_t height = min_size(lines - p, PANEL_ROWS), width = round_up(height, VL), line = i0 + p;
-    if (job->kind == GEMM_FORWARD)
-      write_transposed(job, (g->row + line) * job->N + j0, job->N, job->bias ? job->bias + j0 : 0, acc, width, height, columns);
-    else
-      write_rows(job, ((job->kind == GEMM_INPUT ? g->row : g->expert * job->N) + j0) * job->K + line, job->K, acc, width, height, columns);
+  const ptrdiff_t width = round_up(height, VL), base = output_index(job, g, line, j);
+  if (job->kind == GEMM_FORWARD) write_transposed(job, base, job->N, job->bias ? job->bias + j : 0, acc, width, height, columns);
+  else write_rows(job, base, job->K, acc, width, height, columns);
+}
+
+/* A chunk's place and buffers. */
+typedef struct {
+  const gemm_plan *plan;
+  const gemm_group *group;
+  ptrdiff_t i0, lines, j0, columns;
+  float *acc, *panel, *other;
+  gemm_operand i, j;
+} gemm_block;
+
+/* The strip of the J side that follows column j at reduced index r: of the next columns, or of the next slice. */
+static micro_ahead strip_after(const gemm_block *b, ptrdiff_t j, ptrdiff_t r, ptrdiff_t step) {
+  j += STRIP;
+  if (j >= b->columns) j = 0, r += step;
+  if (r >= b->group->R) return (micro_ahead){0, 0, 0, 0};
+  const ptrdiff_t columns = min_size(b->columns - j, STRIP), depth = min_size(b->group->R - r, step), size = (ptrdiff_t)dtype_size(b->j.dtype);
+  return (micro_ahead){operand_at(&b->j, b->j0 + j, r), b->j.ld * size, (b->j.along ? depth : columns) * size, b->j.along ? columns : depth};
+}
+
+/* The part that the strip at column j brings of the panel after (p, r): packed already, or where it will be packed from. */
+static micro_ahead panel_after(const gemm_block *b, ptrdiff_t p, ptrdiff_t r, ptrdiff_t step, ptrdiff_t j) {
+  const gemm_plan *plan = b->plan;
+  p += PANEL_ROWS;
+  if (p >= b->lines) p = 0, r += step;
+  if (r >= b->group->R) return (micro_ahead){0, 0, 0, 0};
+  const ptrdiff_t depth = min_size(b->group->R - r, step), line = b->i0 + p, height = min_size(b->lines - p, PANEL_ROWS), width = round_up(height, VL);
+  micro_ahead all;
+  if (b->group->prepared) {
+    const float *packed = b->group->prepared + line * words_of(b->group->R, plan->pairs) + (r >> plan->pairs) * width;
+    all = (micro_ahead){(const char *)packed, width * 4, width * 4, words_of(depth, plan->pairs)};
+  } else {
+    const ptrdiff_t size = (ptrdiff_t)dtype_size(b->i.dtype);
+    all = (micro_ahead){operand_at(&b->i, line, r), b->i.ld * size, (b->i.along ? depth : height) * size, b->i.along ? height : depth};
+  }
+  const ptrdiff_t from = all.runs * j / b->columns, to = all.runs * min_size(j + STRIP, b->columns) / b->columns;
+  return (micro_ahead){all.data + from * all.stride, all.stride, all.bytes, to - from};
+}
+
+/* Where the strip at column j of the panel at `line` will be written. */
+static micro_ahead output_of(const gemm_block *b, ptrdiff_t line, ptrdiff_t height, ptrdiff_t j, ptrdiff_t columns) {
+  const gemm_job *job = &b->plan->job;
+  const gemm_group *g = b->group;
+  const ptrdiff_t size = (ptrdiff_t)dtype_size(job->outType), ld = job->kind == GEMM_FORWARD ? job->N : job->K;
+  const ptrdiff_t base = output_index(job, g, line, b->j0 + j);
+  const int forward = job->kind == GEMM_FORWARD;
+  return (micro_ahead){(const char *)job->out + base * size, ld * size, (forward ? columns : height) * size, forward ? height : columns};
+}
+
+/* One panel times all columns of the block over one slice of the reduced index, strip by strip: the first panel packs the strips
+   just before it reads them, the last slice writes them out while they are near. Memory far away is asked for one strip early. */
+static void panel_slice(const gemm_block *b, ptrdiff_t p, ptrdiff_t r, ptrdiff_t step) {
+  const gemm_plan *plan = b->plan;
+  const ptrdiff_t R = b->group->R, depth = min_size(R - r, step), words = words_of(depth, plan->pairs);
+  const ptrdiff_t line = b->i0 + p, height = min_size(b->lines - p, PANEL_ROWS), width = round_up(height, VL);
+  const int last = r + step >= R;
+  float *acc = b->acc + p * (b->columns + VL);
+  const float *a = b->panel;
+  if (b->group->prepared) a = b->group->prepared + line * words_of(R, plan->pairs) + (r >> plan->pairs) * width;
+  else pack_panel(b->panel, width, &b->i, line, height, r, depth);
+  for (ptrdiff_t j = 0; j < b->columns; j += STRIP) {
+    const ptrdiff_t columns = min_size(b->columns - j, STRIP);
+    micro_ahead ahead[MICRO_AHEADS] = {{0, 0, 0, 0}, panel_after(b, p, r, step, j), {0, 0, 0, 0}};
+    if (p == 0) {
+      pack_lines(b->other + j * TILE_DEPTH, TILE_DEPTH, &b->j, b->j0 + j, columns, r, depth);
+      ahead[0] = strip_after(b, j, r, step);
+    }
+    if (last) ahead[2] = output_of(b, line, height, j, columns);
+    micro_columns((int)(width / VL), plan->pairs, acc + j * width, a, b->other + j * TILE_DEPTH, columns, words, r == 0, ahead);
+    if (last) write_panel(plan, b->group, acc + j * width, line, height, b->j0 + j, columns);
   }
 }
+
+/* Length of equal slices of the reduced index that fit TILE_DEPTH words. */
+static ptrdiff_t slice_of(ptrdiff_t R, int pairs) { return R > 0 ? block_size(R, TILE_DEPTH << pairs, VL << pairs) : 1; }
 
 static void gemm_chunk(void *argument, ptrdiff_t number, int thread) {
   const gemm_plan *plan = argument;
   const gemm_group *g = group_of(plan, number, 0);
-  const ptrdiff_t at = number - g->firstChunk;
-  const ptrdiff_t i0 = at % g->blocksI * g->sizeI, lines = min_size(g->I - i0, g->sizeI);
-  const ptrdiff_t j0 = at / g->blocksI * g->sizeJ, columns = min_size(g->J - j0, g->sizeJ);
+  const ptrdiff_t at = number - g->firstChunk, step = slice_of(g->R, plan->pairs);
+  gemm_block b = {.plan = plan, .group = g, .i0 = at % g->blocksI * g->sizeI, .j0 = at / g->blocksI * g->sizeJ};
+  b.lines = min_size(g->I - b.i0, g->sizeI);
+  b.columns = min_size(g->J - b.j0, g->sizeJ);
   if (g->gemv) {
-    gemv_chunk(plan, g, j0, columns);
+    gemv_chunk(plan, g, b.j0, b.columns);
     return;
   }
-  const ptrdiff_t accStride = PANEL_ROWS * (columns + VL), accFloats = ceil_div(lines, PANEL_ROWS) * accStride;
-  const ptrdiff_t panelFloats = PANEL_ROWS * TILE_DEPTH, step = TILE_DEPTH << plan->pairs;
-  float *acc = moe_thread_scratch(plan->ctx, thread, (size_t)(accFloats + panelFloats + columns * TILE_DEPTH) * sizeof(float));
-  float *panel = acc + accFloats, *other = panel + panelFloats;
-  gemm_operand i, j;
-  group_operands(plan, g, &i, &j);
-  if (g->R == 0) __builtin_memset(acc, 0, (size_t)accFloats * sizeof(float));
-  for (ptrdiff_t r = 0; r < g->R; r += step) {
-    const ptrdiff_t depth = min_size(g->R - r, step), words = words_of(depth, plan->pairs);
-    pack_lines(other, TILE_DEPTH, &j, j0, columns, r, depth);
-    for (ptrdiff_t p = 0; p < lines; p += PANEL_ROWS) {
-      const ptrdiff_t line = i0 + p, height = min_size(lines - p, PANEL_ROWS), width = round_up(height, VL);
-      const float *a = panel;
-      if (g->prepared) a = g->prepared + line * words_of(g->R, plan->pairs) + (r >> plan->pairs) * width;
-      else pack_panel(panel, width, &i, line, height, r, depth);
-      micro_columns((int)(width / VL), plan->pairs, acc + p / PANEL_ROWS * accStride, a, other, columns, words, r == 0);
-    }
-  }
-  write_chunk(plan, g, acc, accStride, i0, lines, j0, columns);
+  const ptrdiff_t accFloats = round_up(b.lines, PANEL_ROWS) * (b.columns + VL), panelFloats = PANEL_ROWS * TILE_DEPTH;
+  b.acc = moe_thread_scratch(plan->ctx, thread, (size_t)(accFloats + panelFloats + b.columns * TILE_DEPTH) * sizeof(float));
+  b.panel = b.acc + accFloats;
+  b.other = b.panel + panelFloats;
+  group_operands(plan, g, &b.i, &b.j);
+  for (ptrdiff_t r = 0; r < g->R; r += step)
+    for (ptrdiff_t p = 0; p < b.lines; p += PANEL_ROWS) panel_slice(&b, p, r, step);
+  if (g->R > 0) return;
+  __builtin_memset(b.acc, 0, (size_t)accFloats * sizeof(float));
+  for (ptrdiff_t p = 0; p < b.lines; p += PANEL_ROWS) write_panel(plan, g, b.acc, b.i0 + p, min_size(b.lines - p, PANEL_ROWS), b.j0, b.columns);
 }
 
 static void gemm_run(moe_context *ctx, const gemm_job *job) {
