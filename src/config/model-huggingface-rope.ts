@@ -16,6 +16,9 @@ export function readRope(r: HuggingFaceReader, defaultTheta: number, maxPosition
 
 function readScaling(p: HuggingFaceReader, r: HuggingFaceReader, maxPositions: number): RopeScaling | null {
   p.requireSupported({ attentionBiasIsImplied: false });
+  const nested = p.keys.find((key) => typeof p.value(key) === "object" && p.value(key) !== null && !Array.isArray(p.value(key)));
+  if (nested !== undefined)
+    throw new MoeError("unsupported", `${p.path}: "${nested}" has settings of its own (rotary embeddings that differ between layers)`);
   const type = p.optionalString("rope_type") ?? p.optionalString("type") ?? "default";
   const original = (): number => p.integer("original_max_position_embeddings", r.integer("original_max_position_embeddings", maxPositions));
   switch (type) {

@@ -150,6 +150,7 @@ test("keys that change the computation are unsupported, others are tolerated", (
     { quantization_config: { quant_method: "gptq" } },
     { partial_rotary_factor: 0.5 },
     { rope_scaling: { rope_type: "longrope" } },
+    { rope_parameters: { full_attention: { rope_type: "default", rope_theta: 5 }, sliding_attention: { rope_type: "default" } } },
     { rope_parameters: { rope_type: "default", rope_theta: 1e4, partial_rotary_factor: 0.5 } },
     { dtype: "float8" },
   ];

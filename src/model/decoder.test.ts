@@ -129,6 +129,18 @@ test("a cache of another type than the model's is close in bf16 and leaves nothi
   expect(engine.backend.liveBytes).toBe(0);
 });
 
+test("logits of chosen rows are those rows of all logits", () => {
+  const engine = anyEngine();
+  using model = Decoder.initialize(engine, small, { dtype: "bf16", seed: 1 });
+  engine.scope(() => {
+    const { hidden_TH } = model.forwardHidden(batchOfDocuments(engine, [randomIds(5, 1), randomIds(4, 2)], small));
+    const all = model.logits(hidden_TH).toFloat32Array();
+    const row = (r: number): number[] => [...all.subarray(r * small.vocabSize, (r + 1) * small.vocabSize)];
+    expect([...model.logits(hidden_TH, [8, 4]).toFloat32Array()]).toEqual([...row(8), ...row(4)]);
+    expect(() => model.logits(hidden_TH, [9])).toThrow(/row 9, expected 0 to 8/);
+  });
+});
+
 test("a cache that is rolled back continues as if the dropped tokens never were", () => {
   const engine = anyEngine();
   using model = Decoder.initialize(engine, small, { dtype: "f32", seed: 1 });

@@ -6,7 +6,7 @@
  * number of layers recomputed in the backward pass instead of kept. What the routers decided is returned, layer by layer, and
  * whoever trains adds balance losses with coefficients of its own.
  *
- * Legend: T tokens, H hidden, V vocabulary, E experts.
+ * Legend: T tokens, H hidden, V vocabulary, E experts, K choices, R chosen rows.
  */
 import { hasExperts, type ModelConfig } from "../config/model.ts";
 import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type CapacitySettings, type Routing } from "../nn/index.ts";
@@ -111,9 +111,21 @@ export class Decoder implements Disposable {
     return { hidden_TH: this.#norm.forward(x_TH), routing };
   }
 
-  /** f32 [T, V] from hidden states [T, H]: all of them, or the rows of interest. */
-  logits(hidden_TH: Tensor): Tensor {
-    return linear(hidden_TH, this.#head, null, { outDtype: "f32" });
+  /**
+   * f32 [R, V]: logits of the hidden states [T, H] in these rows, in this order (the last token of each sequence, say), or of
+   * all T. Choosing rows is for inference: no gradient flows back through it. Throws `shape` for a row outside 0..T-1.
+   */
+  logits(hidden_TH: Tensor, rows?: readonly number[]): Tensor {
+    return linear(rows === undefined ? hidden_TH : this.#select(hidden_TH, rows), this.#head, null, { outDtype: "f32" });
+  }
+  #select(hidden_TH: Tensor, rows: readonly number[]): Tensor {
+    const T = hidden_TH.dim(0);
+    const wrong = rows.find((row) => !(Number.isInteger(row) && row >= 0 && row < T));
+    if (wrong !== undefined) throw new MoeError("shape", `decoder: logits of row ${wrong}, expected 0 to ${T - 1}`);
+    const index = this.engine.from(rows, [rows.length], "i32");
+    const selected_RH = this.engine.empty([rows.length, hidden_TH.dim(1)], hidden_TH.dtype);
+    this.engine.backend.kernels.gatherRows(selected_RH.ptr, hidden_TH.ptr, index.ptr, rows.length, hidden_TH.byteLength / T);
+    return selected_RH;
   }
 
   /**
