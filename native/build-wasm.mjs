@@ -20,7 +20,15 @@ const artifactPath = join(prebuiltDir, "moe.wasm");
 const manifestPath = join(prebuiltDir, "MANIFEST.json");
 const clangMajor = 19;
 
-const compileFlags = ["--target=wasm32-unknown-unknown", ...commonFlags, "-nostdlibinc", "-msimd128", "-matomics", "-mbulk-memory", "-mmutable-globals"];
+const compileFlags = [
+  "--target=wasm32-unknown-unknown",
+  ...commonFlags,
+  "-nostdlibinc",
+  "-msimd128",
+  "-matomics",
+  "-mbulk-memory",
+  "-mmutable-globals",
+];
 const stackBytes = 1 << 20;
 /** Holds stack and data; the heap takes its own. The host must bring a memory of the same limits (src/backend/wasm/instance.ts). */
 const initialMemoryBytes = 4 << 20;
@@ -56,19 +64,26 @@ function findTool(candidates) {
     const version = result.status === 0 ? /(\d+)\.\d+\.\d+/.exec(result.stdout) : null;
     if (version !== null && Number(version[1]) === clangMajor) return { command, version: version[0] };
   }
-  fail(`native/build-wasm.mjs: expected clang and wasm-ld of version ${clangMajor} (Debian: clang-${clangMajor} lld-${clangMajor}), found none of ${candidates.join(", ")}`);
+  return fail(
+    `native/build-wasm.mjs: expected clang and wasm-ld of version ${clangMajor} (Debian: clang-${clangMajor} lld-${clangMajor}), found none of ${candidates.join(", ")}`,
+  );
 }
 
 /** Compiles and links into `output`. Returns the files that were left out (--keep-going). */
 function build(clang, linker, output, keepGoing) {
   const directory = join(rootDir, "build", "wasm");
   mkdirSync(directory, { recursive: true });
-  const units = [...runtimeFiles.map((name) => [name, []]), ["wasm/libc.c", ["-fno-builtin"]], ...kernelFiles().map((name) => [name, ["-DMOE_ISA=simd128"]])];
+  const units = [
+    ...runtimeFiles.map((name) => ({ name, flags: [] })),
+    { name: "wasm/libc.c", flags: ["-fno-builtin"] },
+    ...kernelFiles().map((name) => ({ name, flags: ["-DMOE_ISA=simd128"] })),
+  ];
   const objects = [];
   const leftOut = [];
-  for (const [name, flags] of units) {
+  for (const { name, flags } of units) {
     const object = join("build", "wasm", `${name.replaceAll("/", "-")}.${process.pid}.o`);
-    const result = spawnSync(clang.command, [...compileFlags, ...flags, "-c", `native/${name}`, "-o", object], { cwd: rootDir, encoding: "utf8" });
+    const args = [...compileFlags, ...flags, "-c", `native/${name}`, "-o", object];
+    const result = spawnSync(clang.command, args, { cwd: rootDir, encoding: "utf8" });
     if (result.stderr) process.stderr.write(result.stderr);
     if (result.status === 0) objects.push(object);
     else if (keepGoing) leftOut.push(name);
@@ -109,12 +124,18 @@ const text = `${JSON.stringify(manifest, null, 2)}\n`;
 if (args.includes("--check")) {
   const committed = readFileSync(artifactPath);
   rmSync(temporary);
-  if (sha256(committed) !== manifest.sha256) fail(`native/prebuilt/moe.wasm: expected the bytes that the sources give (${manifest.sha256}), got ${sha256(committed)}; run npm run build:wasm and commit`);
-  if (readFileSync(manifestPath, "utf8") !== text) fail("native/prebuilt/MANIFEST.json: expected the hashes and flags of this build; run npm run build:wasm and commit");
+  if (sha256(committed) !== manifest.sha256)
+    fail(
+      `native/prebuilt/moe.wasm: expected the bytes that the sources give (${manifest.sha256}), got ${sha256(committed)}; run npm run build:wasm and commit`,
+    );
+  if (readFileSync(manifestPath, "utf8") !== text)
+    fail("native/prebuilt/MANIFEST.json: expected the hashes and flags of this build; run npm run build:wasm and commit");
   console.log(`native/prebuilt/moe.wasm: the sources give these bytes (${committed.length} bytes, ${manifest.compiler})`);
 } else {
   mkdirSync(prebuiltDir, { recursive: true });
   renameSync(temporary, artifactPath);
   writeFileSync(manifestPath, text);
-  console.log(`${relative(rootDir, artifactPath)}: ${readFileSync(artifactPath).length} bytes (${manifest.compiler})${leftOut.length > 0 ? `, without ${leftOut.join(", ")}` : ""}`);
+  console.log(
+    `${relative(rootDir, artifactPath)}: ${readFileSync(artifactPath).length} bytes (${manifest.compiler})${leftOut.length > 0 ? `, without ${leftOut.join(", ")}` : ""}`,
+  );
 }

@@ -16,7 +16,7 @@ import { execFile, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, isAbsolute, join, relative } from "node:path";
 import { promisify } from "node:util";
-import { commonFlags, hashFile, instructionSets, kernelFiles, nativeDir, nativeOnlyFiles, rootDir, runtimeFiles, sha256 } from "./sources.mjs";
+import { commonFlags, hashFile, instructionSets, kernelFiles, nativeOnlyFiles, rootDir, runtimeFiles, sha256 } from "./sources.mjs";
 
 const run = promisify(execFile);
 const parallelJobs = 2;
@@ -36,7 +36,9 @@ function parseArguments(args) {
     else if (args[i] === "--quiet") options.quiet = true;
     else if (args[i] === "--target" && args[i + 1] === "aarch64") options.target = args[++i];
     else {
-      console.error(`native/build.mjs: unknown argument ${args[i]}; known are --sanitize, --keep-going, --werror, --quiet, --target aarch64`);
+      console.error(
+        `native/build.mjs: unknown argument ${args[i]}; known are --sanitize, --keep-going, --werror, --quiet, --target aarch64`,
+      );
       process.exit(2);
     }
   }
@@ -96,7 +98,10 @@ async function compile(compiler, unit, quiet) {
   if (stderr !== "" && !quiet) process.stderr.write(stderr);
   const inputs = parseDependencies(readFileSync(`${temporary}.d`, "utf8"));
   renameSync(temporary, unit.object);
-  writeFileSync(unit.stamp, JSON.stringify({ key: unit.key, inputs: Object.fromEntries(inputs.map((path) => [path, hashFile(join(rootDir, path))])) }));
+  writeFileSync(
+    unit.stamp,
+    JSON.stringify({ key: unit.key, inputs: Object.fromEntries(inputs.map((path) => [path, hashFile(join(rootDir, path))])) }),
+  );
   rmSync(`${temporary}.d`);
 }
 
@@ -119,12 +124,17 @@ async function compileAll(compiler, units, quiet) {
   return { numCompiled: stale.length, failures };
 }
 
+/** A file of native/, from the root: what the compiler is told, so that no absolute path ends up in an object. */
+function inNative(name) {
+  return join("native", name);
+}
+
 function plan(compiler, sets, extraFlags, objectDir) {
   const base = [...commonFlags, "-fPIC", "-pthread", ...extraFlags];
-  const path = (name) => join("native", name);
-  const units = [...runtimeFiles, ...nativeOnlyFiles].map((name) => makeUnit(compiler, path(name), "", base, objectDir));
+  const units = [...runtimeFiles, ...nativeOnlyFiles].map((name) => makeUnit(compiler, inNative(name), "", base, objectDir));
   for (const [set, flags] of Object.entries(sets)) {
-    for (const name of kernelFiles()) units.push(makeUnit(compiler, path(name), set, [...base, ...flags, `-DMOE_ISA=${set}`], objectDir));
+    for (const name of kernelFiles())
+      units.push(makeUnit(compiler, inNative(name), set, [...base, ...flags, `-DMOE_ISA=${set}`], objectDir));
   }
   return units;
 }
@@ -137,13 +147,15 @@ function link(compiler, output, args) {
 }
 
 function report(failures, keepGoing) {
-  for (const { unit, text } of failures) console.error(`native/build.mjs: ${unit.source}${unit.set && ` (${unit.set})`} does not compile\n${text}`);
+  for (const { unit, text } of failures)
+    console.error(`native/build.mjs: ${unit.source}${unit.set && ` (${unit.set})`} does not compile\n${text}`);
   if (failures.length > 0 && !keepGoing) process.exit(1);
 }
 
 async function buildLibrary(options) {
   const { platform, arch } = process;
-  if (platform === "win32" || !(arch in instructionSets)) fail(`native/build.mjs: no native library for ${platform}-${arch}; the WebAssembly engine works there`);
+  if (platform === "win32" || !(arch in instructionSets))
+    fail(`native/build.mjs: no native library for ${platform}-${arch}; the WebAssembly engine works there`);
   const compiler = findCompiler(process.env.CC ? [process.env.CC] : ["cc", "gcc", "clang"]);
   if (compiler === null) fail("native/build.mjs: no C compiler found (tried CC, cc, gcc, clang); the WebAssembly engine works without one");
   const directory = join(rootDir, "build", "native", `${platform}-${arch}${options.sanitize ? "-sanitize" : ""}`);
@@ -166,15 +178,26 @@ async function buildLibrary(options) {
     link(compiler, library, ["-shared", "-pthread", ...extraFlags, ...(platform === "linux" ? linuxFlags : []), ...objects]);
     writeFileSync(linkStamp, JSON.stringify({ key, compiler: compiler.version, sets: Object.keys(sets) }));
   }
-  if (!options.quiet) console.log(`${relative(rootDir, library)}: ${Object.keys(sets).join(", ")} (${numCompiled} of ${units.length} compiled, ${compiler.version})`);
+  if (!options.quiet)
+    console.log(
+      `${relative(rootDir, library)}: ${Object.keys(sets).join(", ")} (${numCompiled} of ${units.length} compiled, ${compiler.version})`,
+    );
 }
 
 /** A C table of the kernels that `objects` define: the program is static and cannot look names up itself. */
 function writeKernelTable(nm, objects, path) {
   const result = spawnSync(nm, ["--defined-only", ...objects], { encoding: "utf8", cwd: rootDir });
   if (result.status !== 0) fail(`native/build.mjs: ${nm} failed\n${result.stderr ?? result.error}`);
-  const names = [...new Set(Array.from(result.stdout.matchAll(/ T (moe_(?!local_)\w+_neon)$/gm), (match) => match[1]))].sort();
-  const text = [...names.map((name) => `void ${name}(void);`), "static const entry kernels[] = {", ...names.map((name) => `  {"${name}", ${name}},`), "};", ""].join("\n");
+  const names = [...new Set(Array.from(result.stdout.matchAll(/ T (moe_(?!local_)\w+_neon)$/gm), (match) => match[1]))].toSorted((a, b) =>
+    a < b ? -1 : 1,
+  );
+  const text = [
+    ...names.map((name) => `void ${name}(void);`),
+    "static const entry kernels[] = {",
+    ...names.map((name) => `  {"${name}", ${name}},`),
+    "};",
+    "",
+  ].join("\n");
   if (!existsSync(path) || readFileSync(path, "utf8") !== text) writeFileSync(path, text);
 }
 

@@ -35,7 +35,7 @@ export const instructionSets = {
   arm64: { neon: [] },
 };
 
-/** @param {string | Buffer} data */
+/** @param {import("node:crypto").BinaryLike} data */
 export function sha256(data) {
   return createHash("sha256").update(data).digest("hex");
 }
@@ -48,6 +48,11 @@ export function hashFile(path) {
 /** Every source and header, by path relative to native/: what an artifact depends on. */
 export function sourceHashes(extraDirs = []) {
   const names = readdirSync(nativeDir).filter((name) => /\.[ch]$/.test(name) && !nativeOnlyFiles.includes(name));
-  for (const dir of extraDirs) names.push(...readdirSync(join(nativeDir, dir), { recursive: true }).map((name) => join(dir, String(name))).filter((name) => /\.[ch]$/.test(name)));
+  for (const dir of extraDirs)
+    names.push(
+      ...readdirSync(join(nativeDir, dir), { recursive: true })
+        .map((name) => join(dir, String(name)))
+        .filter((name) => /\.[ch]$/.test(name)),
+    );
   return Object.fromEntries(names.sort().map((name) => [name, hashFile(join(nativeDir, name))]));
 }

@@ -43,7 +43,8 @@ function buildTypeScript() {
     return;
   }
   const result = spawnSync(process.execPath, [compiler, "-b"], { cwd: rootDir, encoding: "utf8" });
-  if (result.status !== 0) say(`dist/ not built completely: ${(result.stdout || result.stderr || String(result.error)).trim().split("\n")[0]}`);
+  if (result.status !== 0)
+    say(`dist/ not built completely: ${(result.stdout || result.stderr || String(result.error)).trim().split("\n")[0]}`);
 }
 
 buildNative();

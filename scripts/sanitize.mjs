@@ -24,7 +24,9 @@ const build = spawnSync(process.execPath, [join(rootDir, "native", "build.mjs"),
 if (build.status !== 0) process.exit(build.status ?? 1);
 const runtimes = ["libasan.so", "libubsan.so"].map(runtimeLibrary).filter((path) => path !== null);
 if (process.platform !== "linux" || runtimes.length < 2) {
-  console.error(`scripts/sanitize.mjs: expected Linux and the sanitizer runtimes of gcc, got ${process.platform} and ${compiler} with ${runtimes.length} of 2`);
+  console.error(
+    `scripts/sanitize.mjs: expected Linux and the sanitizer runtimes of gcc, got ${process.platform} and ${compiler} with ${runtimes.length} of 2`,
+  );
   process.exit(1);
 }
 const tests = process.argv.length > 2 ? process.argv.slice(2) : ["src/backend"];

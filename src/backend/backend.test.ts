@@ -112,7 +112,9 @@ for (const engine of ["native", "wasm", "reference"] as const) {
 
     test("names the bytes asked for and the bytes live when memory runs out", () => {
       const ptr = backend.alloc(100);
-      expect(() => backend.alloc(2 ** 47)).toThrow(expect.objectContaining({ kind: "resource", message: expect.stringContaining(`${2 ** 47}`) as string }));
+      expect(() => backend.alloc(2 ** 47)).toThrow(
+        expect.objectContaining({ kind: "resource", message: expect.stringContaining(`${2 ** 47}`) as string }),
+      );
       expect(backend.liveBytes).toBe(100);
       backend.free(ptr);
     });
@@ -134,7 +136,9 @@ for (const engine of ["native", "wasm", "reference"] as const) {
         expect(empty?.byteLength).toBe(0);
         empty?.close();
         for (const wrong of [join(directory, "absent"), directory]) {
-          expect(() => backend.mapFile(wrong)).toThrow(expect.objectContaining({ kind: "file", message: expect.stringContaining(wrong) as string }));
+          expect(() => backend.mapFile(wrong)).toThrow(
+            expect.objectContaining({ kind: "file", message: expect.stringContaining(wrong) as string }),
+          );
         }
       } finally {
         rmSync(directory, { recursive: true });

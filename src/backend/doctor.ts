@@ -93,7 +93,11 @@ export async function diagnose(options: BackendOptions = {}, env: NodeJS.Process
   const { backend, forced, passedOver } = choice;
   try {
     const compilers = env["CC"] ? [env["CC"]] : ["cc", "gcc", "clang"];
-    const [compiler, mpi, isasAvailable] = await Promise.all([findTool(compilers, env), findTool(["mpirun", "mpiexec"], env), nativeIsasHere(env)]);
+    const [compiler, mpi, isasAvailable] = await Promise.all([
+      findTool(compilers, env),
+      findTool(["mpirun", "mpiexec"], env),
+      nativeIsasHere(env),
+    ]);
     const report = {
       engine: backend.name,
       why: describeEngine(choice),

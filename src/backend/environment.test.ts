@@ -4,7 +4,12 @@ import { resolveRequest } from "./environment.ts";
 
 describe("the environment of an engine", () => {
   test("leaves engine and instruction set open and takes every processor when nothing is asked for", () => {
-    expect(resolveRequest({}, {})).toEqual({ engine: undefined, isa: undefined, numThreads: Math.min(256, availableParallelism()), nativeLibrary: undefined });
+    expect(resolveRequest({}, {})).toEqual({
+      engine: undefined,
+      isa: undefined,
+      numThreads: Math.min(256, availableParallelism()),
+      nativeLibrary: undefined,
+    });
   });
   test("counts an empty variable as absent", () => {
     expect(resolveRequest({}, { MOE_ENGINE: "", MOE_ISA: "", MOE_THREADS: "", MOE_NATIVE_LIBRARY: "" })).toEqual(resolveRequest({}, {}));
@@ -23,6 +28,8 @@ describe("the environment of an engine", () => {
     [{ MOE_THREADS: "1.5" }, "MOE_THREADS"],
     [{ MOE_ENGINE: "wasm", MOE_ISA: "avx2" }, "expected engine native with avx2, got engine wasm"],
   ])("refuses %o as wrong usage and names what is valid", (env, message) => {
-    expect(() => resolveRequest({}, env)).toThrow(expect.objectContaining({ kind: "usage", message: expect.stringContaining(message) as string }));
+    expect(() => resolveRequest({}, env)).toThrow(
+      expect.objectContaining({ kind: "usage", message: expect.stringContaining(message) as string }),
+    );
   });
 });

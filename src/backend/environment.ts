@@ -56,11 +56,16 @@ export function resolveRequest(options: BackendOptions = {}, env: NodeJS.Process
     engine: engine ? oneOf(options.engine === undefined ? "MOE_ENGINE" : "engine", engine, engines) : undefined,
     isa: isa ? oneOf(options.isa === undefined ? "MOE_ISA" : "isa", isa, nativeIsas) : undefined,
     numThreads:
-      threads === undefined ? Math.min(availableParallelism(), maxThreads) : threadCount(options.numThreads === undefined ? "MOE_THREADS" : "numThreads", threads),
+      threads === undefined
+        ? Math.min(availableParallelism(), maxThreads)
+        : threadCount(options.numThreads === undefined ? "MOE_THREADS" : "numThreads", threads),
     nativeLibrary: env["MOE_NATIVE_LIBRARY"] || undefined,
   };
   if (request.isa !== undefined && request.engine !== undefined && request.engine !== "native") {
-    throw new MoeError("usage", `MOE_ISA chooses among native kernels: expected engine native with ${request.isa}, got engine ${request.engine}`);
+    throw new MoeError(
+      "usage",
+      `MOE_ISA chooses among native kernels: expected engine native with ${request.isa}, got engine ${request.engine}`,
+    );
   }
   return request;
 }

@@ -14,7 +14,10 @@ const hasNative = existsSync(nativeLibraryPath());
 /** Runs `code` in a process of its own; `load` and `Worker` are there. */
 async function inProcess(code: string, env: Record<string, string> = {}): Promise<string> {
   const script = `const { loadBackend } = await import(${JSON.stringify(new URL("load.ts", here).href)}); ${code}`;
-  const { stdout } = await run(process.execPath, ["--input-type=module", "-e", script], { timeout: 30_000, env: { ...process.env, ...env } });
+  const { stdout } = await run(process.execPath, ["--input-type=module", "-e", script], {
+    timeout: 30_000,
+    env: { ...process.env, ...env },
+  });
   return stdout.trim();
 }
 
@@ -35,13 +38,20 @@ describe("choosing an engine", () => {
   });
 
   test("throws the reason instead where the engine was forced", async () => {
-    await expect(chooseEngine({ engine: "native" }, { MOE_NATIVE_LIBRARY: "/absent/libmoe.so" })).rejects.toMatchObject({ kind: "resource" });
-    await expect(chooseEngine({}, { MOE_ISA: "avx2", MOE_NATIVE_LIBRARY: "/absent/libmoe.so" })).rejects.toMatchObject({ kind: "resource" });
+    await expect(chooseEngine({ engine: "native" }, { MOE_NATIVE_LIBRARY: "/absent/libmoe.so" })).rejects.toMatchObject({
+      kind: "resource",
+    });
+    await expect(chooseEngine({}, { MOE_ISA: "avx2", MOE_NATIVE_LIBRARY: "/absent/libmoe.so" })).rejects.toMatchObject({
+      kind: "resource",
+    });
   });
 
   test.runIf(hasNative)("names what the machine can run when an instruction set is not among it", async () => {
     const impossible = process.arch === "arm64" ? "avx2" : "neon";
-    await expect(chooseEngine({}, { MOE_ISA: impossible })).rejects.toMatchObject({ kind: "usage", message: expect.stringMatching(/can run \(.+\), got/) as string });
+    await expect(chooseEngine({}, { MOE_ISA: impossible })).rejects.toMatchObject({
+      kind: "usage",
+      message: expect.stringMatching(/can run \(.+\), got/) as string,
+    });
   });
 
   test("gives the engine, instruction set and threads that the environment forces", async () => {
@@ -98,7 +108,13 @@ describe.each(["native", "wasm"] as const)("threads of the %s engine", (engine) 
 describe("the doctor", () => {
   test("reports the engine that a program would get", async () => {
     const report = await diagnose({}, { ...process.env, MOE_ENGINE: "wasm", MOE_THREADS: "1", MOE_ISA: "" });
-    expect(report).toMatchObject({ engine: "wasm", isa: "simd128", numThreads: 1, platform: `${process.platform}-${process.arch}`, webgpu: { found: false } });
+    expect(report).toMatchObject({
+      engine: "wasm",
+      isa: "simd128",
+      numThreads: 1,
+      platform: `${process.platform}-${process.arch}`,
+      webgpu: { found: false },
+    });
     expect(report.memoryBytes).toBeGreaterThan(0);
     if (hasNative) expect(report.advice.join("\n")).toContain("unset MOE_ENGINE");
     if (report.numCpus > 1) expect(report.advice.join("\n")).toContain("unset MOE_THREADS");

@@ -38,7 +38,8 @@ async function createNative(request: BackendRequest): Promise<Backend> {
 async function createWasm(request: BackendRequest, passedOver: PassedOver[]): Promise<Backend> {
   const [{ createWasmBackend }, { nodeHost }] = await Promise.all([import("./wasm/backend.ts"), import("./wasm/host-node.ts")]);
   const backend = await createWasmBackend(nodeHost, request.numThreads);
-  if (backend.threadsReason !== undefined) passedOver.push({ engine: `wasm with ${request.numThreads} threads`, reason: backend.threadsReason });
+  if (backend.threadsReason !== undefined)
+    passedOver.push({ engine: `wasm with ${request.numThreads} threads`, reason: backend.threadsReason });
   return backend;
 }
 
@@ -48,14 +49,10 @@ async function createReference(): Promise<Backend> {
 }
 
 async function create(engine: BackendName, request: BackendRequest, passedOver: PassedOver[]): Promise<Backend> {
-  switch (engine) {
-    case "native":
-      return createNative(request);
-    case "wasm":
-      return createWasm(request, passedOver);
-    case "reference":
-      return createReference();
-  }
+  if (engine === "native") return createNative(request);
+  if (engine === "wasm") return createWasm(request, passedOver);
+  engine satisfies "reference";
+  return createReference();
 }
 
 /** Chooses, loads and starts an engine. Throws `usage` for unknown or impossible requests, `resource` where a forced engine does not start. */
@@ -93,6 +90,10 @@ export async function loadBackend(options: BackendOptions = {}): Promise<Backend
 /** One line: the engine, its instruction set and threads, and why nothing better. */
 export function describeEngine({ backend, forced, passedOver }: EngineChoice): string {
   const threads = `${backend.numThreads} ${backend.numThreads === 1 ? "thread" : "threads"}`;
-  const why = forced ? "as asked for" : passedOver.length === 0 ? "the best there is" : passedOver.map(({ engine, reason }) => `not ${engine}: ${reason}`).join("; ");
+  const why = forced
+    ? "as asked for"
+    : passedOver.length === 0
+      ? "the best there is"
+      : passedOver.map(({ engine, reason }) => `not ${engine}: ${reason}`).join("; ");
   return `${backend.name} (${backend.isa}, ${threads}): ${why}`;
 }

@@ -12,10 +12,20 @@ export function kernelSymbol(name: KernelName, isa: string): string {
  * The table of kernels, each found by `find` under its symbol. A kernel that is not there is our bug (a library of another
  * version, or a kernel nobody wrote): throws `internal`, naming all that are missing.
  */
-export function bindKernels(where: string, isa: string, find: (symbol: string, signature: string) => ((...args: number[]) => void) | null): Kernels {
-  const bound = Object.entries(kernelSignatures).map(([name, signature]) => [name, find(kernelSymbol(name as KernelName, isa), signature)] as const);
+export function bindKernels(
+  where: string,
+  isa: string,
+  find: (symbol: string, signature: string) => ((...args: number[]) => void) | null,
+): Kernels {
+  const bound = Object.entries(kernelSignatures).map(
+    ([name, signature]) => [name, find(kernelSymbol(name as KernelName, isa), signature)] as const,
+  );
   const missing = bound.filter(([, kernel]) => kernel === null).map(([name]) => kernelSymbol(name as KernelName, isa));
-  if (missing.length > 0) throw new MoeError("internal", `${where}: expected every kernel of the table, found none of ${missing.join(", ")}; rebuild it (npm run build:native, build:wasm)`);
+  if (missing.length > 0)
+    throw new MoeError(
+      "internal",
+      `${where}: expected every kernel of the table, found none of ${missing.join(", ")}; rebuild it (npm run build:native, build:wasm)`,
+    );
   return Object.fromEntries(bound) as unknown as Kernels;
 }
 

@@ -53,7 +53,10 @@ describe("preparing an installation", () => {
     const copy = copyOfSources("bare");
     const { status, output } = node(["scripts/prepare.mjs"], copy, { PATH: scratch, CC: "" });
     expect(status).toBe(0);
-    expect(output.trim().split("\n")).toEqual([expect.stringContaining("native engine not built"), expect.stringContaining("dist/ not built")]);
+    expect(output.trim().split("\n")).toEqual([
+      expect.stringContaining("native engine not built"),
+      expect.stringContaining("dist/ not built"),
+    ]);
     expect(readFileSync(join(copy, "build/native/failed.txt"), "utf8")).toContain("no C compiler found");
   });
 });
@@ -62,11 +65,16 @@ describe("the WebAssembly artifact", () => {
   const directory = join(root, "native/prebuilt");
   test("is what its manifest says", async () => {
     const { createHash } = await import("node:crypto");
-    const manifest = JSON.parse(readFileSync(join(directory, "MANIFEST.json"), "utf8")) as { sha256: string; sources: Record<string, string>; leftOut?: string[] };
+    const manifest = JSON.parse(readFileSync(join(directory, "MANIFEST.json"), "utf8")) as {
+      sha256: string;
+      sources: Record<string, string>;
+      leftOut?: string[];
+    };
     const hash = (path: string): string => createHash("sha256").update(readFileSync(path)).digest("hex");
     expect(hash(join(directory, "moe.wasm"))).toBe(manifest.sha256);
     expect(manifest.leftOut).toBeUndefined();
-    for (const [name, expected] of Object.entries(manifest.sources)) expect([name, existsSync(join(root, "native", name)) && hash(join(root, "native", name))]).toEqual([name, expected]);
+    for (const [name, expected] of Object.entries(manifest.sources))
+      expect([name, existsSync(join(root, "native", name)) && hash(join(root, "native", name))]).toEqual([name, expected]);
   });
   const hasClang = runs("clang-19") && runs("wasm-ld-19");
   test.runIf(hasClang)("comes out byte for byte from the sources, in another directory too", () => {

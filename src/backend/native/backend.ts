@@ -40,7 +40,8 @@ export class NativeBackend implements Backend {
   }
 
   alloc(byteLength: number): Ptr {
-    if (!Number.isSafeInteger(byteLength) || byteLength < 0) throw new MoeError("internal", `native alloc: expected a count of bytes, got ${byteLength}`);
+    if (!Number.isSafeInteger(byteLength) || byteLength < 0)
+      throw new MoeError("internal", `native alloc: expected a count of bytes, got ${byteLength}`);
     const ptr = this.#library.runtime.alloc(this.#live, byteLength);
     if (ptr === 0) throw new MoeError("resource", `out of memory: asked for ${byteLength} bytes with ${this.liveBytes} bytes live`);
     return ptr;
@@ -48,7 +49,10 @@ export class NativeBackend implements Backend {
 
   free(ptr: Ptr): void {
     if (ptr === 0 || this.#library.runtime.free(this.#live, ptr) !== 0) {
-      throw new MoeError("internal", `native free: expected the address of a live allocation, got ${ptr} (freed twice, or never allocated)`);
+      throw new MoeError(
+        "internal",
+        `native free: expected the address of a live allocation, got ${ptr} (freed twice, or never allocated)`,
+      );
     }
   }
 

@@ -86,7 +86,9 @@ export function nativeLibraryPath(): string {
 /** Whether a C compiler may be had now: a look at the PATH, without starting anything. */
 function hasCompiler(): boolean {
   const directories = (process.env["PATH"] ?? "").split(delimiter);
-  return Boolean(process.env["CC"]) || directories.some((directory) => ["cc", "gcc", "clang"].some((name) => existsSync(join(directory, name))));
+  return (
+    Boolean(process.env["CC"]) || directories.some((directory) => ["cc", "gcc", "clang"].some((name) => existsSync(join(directory, name))))
+  );
 }
 
 /** Remembers a failure, so that not every start tries again; in a read-only place it is tried again. */
@@ -106,7 +108,8 @@ function remember(log: string, reason: string): void {
 function buildOnFirstUse(path: string): void {
   if (existsSync(path)) return;
   const script = packagePath("native/build.mjs");
-  const refuse = (reason: string): MoeError => new MoeError("resource", `the native library was not built: ${reason.trim()} (to try again: node ${script})`);
+  const refuse = (reason: string): MoeError =>
+    new MoeError("resource", `the native library was not built: ${reason.trim()} (to try again: node ${script})`);
   if (!existsSync(script)) throw new MoeError("resource", `the native library is not in this package, nor are its sources (${script})`);
   if (!hasCompiler()) throw refuse("no C compiler found");
   const log = packagePath("build/native/failed.txt");
@@ -133,7 +136,9 @@ export async function loadNativeLibrary(override: string | undefined): Promise<N
   const path = override ?? nativeLibraryPath();
   if (override === undefined) buildOnFirstUse(path);
   const { default: koffi } = await import("koffi").catch((error: unknown) => {
-    throw new MoeError("resource", `the npm package koffi, which calls the native library, does not load: ${String(error)}`, { cause: error });
+    throw new MoeError("resource", `the npm package koffi, which calls the native library, does not load: ${String(error)}`, {
+      cause: error,
+    });
   });
   const library = (() => {
     try {
@@ -151,12 +156,14 @@ export async function loadNativeLibrary(override: string | undefined): Promise<N
   };
   const functions = Object.entries(runtimeTypes).map(([name, [result, ...args]]) => [name, find(snake(name), result, args)] as const);
   const missing = functions.filter(([, f]) => f === null).map(([name]) => snake(name));
-  if (missing.length > 0) throw new MoeError("internal", `${path}: expected the runtime of this version, got none of ${missing.join(", ")}; rebuild it`);
+  if (missing.length > 0)
+    throw new MoeError("internal", `${path}: expected the runtime of this version, got none of ${missing.join(", ")}; rebuild it`);
   const runtime = Object.fromEntries(functions) as unknown as NativeRuntime;
   const features = runtime.cpuFeatures();
   const isas = nativeIsas.filter((isa) => features & featureBits[isa] && find(`moe_isa_${isa}`, "int", []) !== null);
   const best = isas.at(-1);
-  if (best === undefined) throw new MoeError("resource", `${path} has no kernels that this processor can run (it needs AVX2 with FMA and F16C, or NEON)`);
+  if (best === undefined)
+    throw new MoeError("resource", `${path} has no kernels that this processor can run (it needs AVX2 with FMA and F16C, or NEON)`);
   // vdpbf16ps takes two passes on Intel: half the speed of widening to f32, measured.
   const defaultIsa = best === "avx512bf16" && !(features & fastBf16Bit) && isas.includes("avx512") ? "avx512" : best;
   return {

@@ -46,13 +46,15 @@ export class WasmBackend implements Backend {
   }
 
   #startThreads(host: WasmHost, module: WasmModule, numThreads: number): string | undefined {
-    const tlsBytes = this.#runtime.__tls_size?.value ?? 0;
+    const tlsBytes = this.#runtime.__tls_size?.value ?? 0; // oxlint-disable-line no-underscore-dangle -- the linker's name
     const blockBytes = Math.ceil((tlsBytes + stackBytes) / alignment) * alignment;
     for (let thread = 1; thread < numThreads; thread++) {
       const blockStart = this.#runtime.moe_alloc_uncounted(this.#context, blockBytes) >>> 0;
       if (blockStart === 0) return "no memory for another thread's stack";
       try {
-        this.#workers.push(host.spawn({ module, memory: this.#memory, context: this.#context, thread, blockStart, blockEnd: blockStart + blockBytes }));
+        this.#workers.push(
+          host.spawn({ module, memory: this.#memory, context: this.#context, thread, blockStart, blockEnd: blockStart + blockBytes }),
+        );
       } catch (error) {
         this.#runtime.moe_free(this.#context, blockStart);
         return `threads do not start: ${error instanceof Error ? error.message : String(error)}`;
@@ -67,10 +69,14 @@ export class WasmBackend implements Backend {
   }
 
   alloc(byteLength: number): Ptr {
-    if (!Number.isSafeInteger(byteLength) || byteLength < 0) throw new MoeError("internal", `wasm alloc: expected a count of bytes, got ${byteLength}`);
+    if (!Number.isSafeInteger(byteLength) || byteLength < 0)
+      throw new MoeError("internal", `wasm alloc: expected a count of bytes, got ${byteLength}`);
     const ptr = byteLength < 2 ** 32 ? this.#runtime.moe_alloc(this.#live, byteLength) >>> 0 : 0;
     if (ptr === 0) {
-      throw new MoeError("resource", `out of memory: asked for ${byteLength} bytes with ${this.liveBytes} bytes live; the WebAssembly engine ends at 4 GiB`);
+      throw new MoeError(
+        "resource",
+        `out of memory: asked for ${byteLength} bytes with ${this.liveBytes} bytes live; the WebAssembly engine ends at 4 GiB`,
+      );
     }
     return ptr;
   }
@@ -139,6 +145,10 @@ export async function createWasmBackend(host: WasmHost, numThreads: number): Pro
     return new WasmBackend(host, new (wasmApi().Module)(bytes), numThreads);
   } catch (error) {
     if (error instanceof MoeError) throw error;
-    throw new MoeError("resource", `the WebAssembly engine does not start here: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    throw new MoeError(
+      "resource",
+      `the WebAssembly engine does not start here: ${error instanceof Error ? error.message : String(error)}`,
+      { cause: error },
+    );
   }
 }

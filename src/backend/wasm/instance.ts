@@ -56,7 +56,10 @@ export function instantiate(module: WasmModule, memory: WasmMemory): WasmRuntime
 /** The life of a worker thread: returns when the pool stops. */
 export function joinPool(init: WorkerInit): void {
   const runtime = instantiate(init.module, init.memory);
+  // The linker chose these names.
+  /* oxlint-disable no-underscore-dangle */
   runtime.__stack_pointer.value = init.blockEnd;
   runtime.__wasm_init_tls?.(init.blockStart);
+  /* oxlint-enable no-underscore-dangle */
   runtime.moe_context_work(init.context, init.thread);
 }

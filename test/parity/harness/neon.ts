@@ -42,7 +42,7 @@ class Pipe {
   }
 
   #receive(target: Uint8Array): void {
-    for (let at = 0; at < target.length; ) {
+    for (let at = 0; at < target.length;) {
       const count = readSync(this.#answers, target, at, target.length - at, null);
       if (count === 0) throw new Error("the NEON program ended in the middle of an answer: a kernel crashed");
       at += count;
@@ -50,11 +50,23 @@ class Pipe {
   }
 
   /** Sends one request; the answer's payload fills `target`. */
-  request(operation: keyof typeof operations, integers: readonly number[] = [], floats: readonly number[] = [], payload = nothing, target = nothing): number {
-    const head = BigInt64Array.of(BigInt(operations[operation]), BigInt(integers.length), BigInt(floats.length), BigInt(payload.byteLength), 0n);
+  request(
+    operation: keyof typeof operations,
+    integers: readonly number[] = [],
+    floats: readonly number[] = [],
+    payload = nothing,
+    target = nothing,
+  ): number {
+    const head = BigInt64Array.of(
+      BigInt(operations[operation]),
+      BigInt(integers.length),
+      BigInt(floats.length),
+      BigInt(payload.byteLength),
+      0n,
+    );
     const parts = [head, BigInt64Array.from(integers, BigInt), Float32Array.from(floats), payload];
     const message = Buffer.concat(parts.map(({ buffer, byteOffset, byteLength }) => new Uint8Array(buffer, byteOffset, byteLength)));
-    for (let at = 0; at < message.length; ) at += writeSync(this.#requests, message, at);
+    for (let at = 0; at < message.length;) at += writeSync(this.#requests, message, at);
     const answer = new BigInt64Array(2);
     this.#receive(new Uint8Array(answer.buffer));
     this.#receive(target);
@@ -66,6 +78,10 @@ class Pipe {
     closeSync(this.#answers);
     rmSync(this.#directory, { recursive: true });
   }
+}
+
+function bytesOf({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array<ArrayBuffer> {
+  return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
 }
 
 /** Starts the program. `prepareNeon` must have returned null. */
@@ -81,7 +97,6 @@ export function openNeon(numThreads: number): Backend {
       pipe.request("call", [index, ...args.filter((value, i) => !isFloat(value, i))], args.filter(isFloat));
     };
   });
-  const bytesOf = ({ buffer, byteOffset, byteLength }: ArrayBufferView): Uint8Array<ArrayBuffer> => new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength);
   return {
     name: "native",
     isa: "neon",
@@ -109,4 +124,3 @@ export function openNeon(numThreads: number): Backend {
     dispose: () => pipe.close(),
   };
 }
-
