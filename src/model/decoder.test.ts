@@ -174,7 +174,7 @@ test("a cache refuses what does not fit, and is as before", () => {
 test.each(goldenNames)("%s: recomputing layers changes no gradient bit", (name) => {
   const engine = anyEngine();
   {
-    using model = loadModel(engine, goldenFolder(name), { dtype: "f32" });
+    using model = loadModel(engine, goldenFolder(name), { dtype: "f32", mapped: false });
     const { sequences } = readGolden(name);
     const kept = computeGradients(engine, model, sequences);
     for (const recomputeLayers of [1, model.config.numLayers])
@@ -285,6 +285,12 @@ test("a decoder refuses parameters that are not those of its configuration", () 
   );
   expect(() => new Decoder(engine, { ...small, numLayers: 2 }, "f32", model.parameters)).toThrow(/unexpected layers.2/);
   expect(() => new Decoder(engine, { ...small, tiedEmbeddings: false }, "f32", model.parameters)).toThrow(/head.weight, it is missing/);
+});
+
+test("a model loaded for inference refuses to train, and says how to load it", () => {
+  const engine = anyEngine();
+  using model = loadModel(engine, goldenFolder("llama2"), { dtype: "bf16" });
+  expect(() => computeGradients(engine, model, readGolden("llama2").sequences)).toThrow(/load it with mapped: false/);
 });
 
 test("training under a rule that the balance losses do not see, and a cache under a tape, are refused", () => {

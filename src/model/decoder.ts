@@ -130,18 +130,23 @@ export class Decoder implements Disposable {
 
   /**
    * Cross-entropy of `targets` (i32 [T]; a negative one does not count) and the routers' balance losses. Logits are never
-   * whole in memory. Throws `unsupported` under a tape where the configuration scores by the softmax of the chosen experts.
+   * whole in memory. Under a tape, throws `unsupported` where the configuration scores by the softmax of the chosen experts, and
+   * `configuration` where no parameter trains.
    */
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
-    if (this.config.moe?.scoring === "softmaxOfTopK" && this.engine.tape !== null) {
-      throw new MoeError(
-        "unsupported",
-        "training with moe.scoring softmaxOfTopK (moe_use_skywork_gating true): balance losses see the softmax over all experts here",
-      );
-    }
+    if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
     const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });
     return { ...output, loss, perToken, balanceLosses: output.routing.map(({ probs_TE }) => balanceLoss(probs_TE)) };
+  }
+
+  #checkTrainable(): void {
+    if (this.config.moe?.scoring === "softmaxOfTopK") {
+      const name = "moe.scoring softmaxOfTopK (moe_use_skywork_gating true)";
+      throw new MoeError("unsupported", `training with ${name}: balance losses see the softmax over all experts here`);
+    }
+    if ([...this.parameters.values()].some((tensor) => tensor.requiresGrad)) return;
+    throw new MoeError("configuration", "training a model whose parameters ask for no gradient: load it with mapped: false");
   }
 
   /** Bytes of all parameters. */

@@ -26,7 +26,10 @@ import { ggufSource, safetensorsSource, type RawTensor, type WeightSource } from
 export interface LoadOptions {
   /** What matrices are computed in. Default: f32 where the file stores f32, else bf16. */
   readonly dtype?: ModelDType;
-  /** Use the file's memory where possible (read-only: not for training). Default true. */
+  /**
+   * True (default): for inference. The file's memory is used where possible, and no parameter asks for a gradient, copied ones
+   * included. False: every parameter is a copy that trains.
+   */
   readonly mapped?: boolean;
 }
 
@@ -88,7 +91,8 @@ export function loadParameters(
   try {
     for (const [spec, list] of pieces) {
       const tensor = (maps === null ? null : mappedTensor(maps, source, spec, list)) ?? copiedTensor(engine, source, spec, list);
-      parameters.set(spec.name, asParameter(tensor, spec.name));
+      asParameter(tensor, spec.name).requiresGrad = !mapped;
+      parameters.set(spec.name, tensor);
     }
   } catch (error) {
     for (const tensor of parameters.values()) tensor.dispose();

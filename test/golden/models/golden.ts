@@ -71,6 +71,16 @@ export function relativeGap(a: Float32Array, b: Float32Array): number {
   return gap / largest;
 }
 
+/** Euclidean |a - b| over |b|. */
+export function relativeDistance(a: Float32Array, b: Float32Array): number {
+  let [distance, length] = [0, 0];
+  for (let i = 0; i < b.length; i++) {
+    distance += ((a[i] ?? 0) - (b[i] ?? 0)) ** 2;
+    length += (b[i] ?? 0) ** 2;
+  }
+  return Math.sqrt(distance / length);
+}
+
 /** Logits [B, S, V] of a batch of sequences. */
 export function computeLogits(engine: Engine, model: Decoder, sequences: readonly ArrayLike<number>[]): Float32Array {
   return engine.scope(() => {
