@@ -25,7 +25,8 @@ enum {
 #endif
   STRIP = 48,                       /* columns packed and written at a time; a multiple of every tile width */
   ENOUGH_CHUNKS = 16,               /* keeps 2 to 16 threads busy */
-  SHARED_PANEL_BYTES = 4 << 20,    /* beyond this, forward chunks pack their own panels */
+  SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or with this many columns to share the cost, */
+  OWN_PANEL_COLUMNS = 256,          /* forward chunks pack their own panels */
   GEMV_CHUNK_BYTES = 1 << 20,
   ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
 };
@@ -112,10 +113,14 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
 static void plan_packs(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
   size_t floats = 0;
+  int amortized = 1;
   plan->packs = 0;
   if (job->kind != GEMM_FORWARD) return;
-  for (ptrdiff_t i = 0; i < plan->count; i++) floats += (size_t)(round_up(plan->groups[i].rows, VL) * round_up(job->K, VL));
-  const int all = floats * sizeof(float) <= SHARED_PANEL_BYTES;
+  for (ptrdiff_t i = 0; i < plan->count; i++) {
+    floats += (size_t)(round_up(plan->groups[i].rows, VL) * round_up(job->K, VL));
+    if (!plan->groups[i].gemv && plan->groups[i].sizeJ < OWN_PANEL_COLUMNS) amortized = 0;
+  }
+  const int all = !amortized && floats * sizeof(float) <= SHARED_PANEL_BYTES;
   float *next = moe_scratch(plan->ctx, 1, (all ? floats : (size_t)(plan->count * GEMV_ROWS * round_up(job->K, VL))) * sizeof(float));
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     gemm_group *g = plan->groups + i;
