@@ -276,6 +276,13 @@ export interface GgufExportOptions {
 /** Elements converted at once. */
 const PIECE = 1 << 20;
 
+/** A weight that F16 would turn into infinity is an error, not a broken model. */
+function requireFloat16(values: Float32Array, name: string): void {
+  const tooLarge = values.find((value) => Math.abs(value) >= 65_520);
+  if (tooLarge !== undefined)
+    throw new MoeError("unsupported", `GGUF export: expected values below 65520 in ${name} for F16, got ${tooLarge}; BF16 and F32 hold it`);
+}
+
 /** Delivers one Hugging Face tensor: rows reordered where asked, converted, in pieces of whole rows. */
 function writePart(source: HuggingFaceSource, part: string, tensor: GgufExportTensor, write: (bytes: Uint8Array) => void): void {
   const shape = source.tensors.get(part)?.shape ?? [];
@@ -291,6 +298,7 @@ function writePart(source: HuggingFaceSource, part: string, tensor: GgufExportTe
   for (let at = 0; at < size; at += length) {
     const count = Math.min(length, size - at);
     source.readFloat32(part, values.subarray(0, count), at);
+    if (tensor.type === "F16") requireFloat16(values.subarray(0, count), part);
     if (headDim !== null) {
       for (let row = 0; row < count / columns; row++) {
         const from = huggingFaceRowOf(row, headDim) * columns;
@@ -304,7 +312,7 @@ function writePart(source: HuggingFaceSource, part: string, tensor: GgufExportTe
 }
 
 /**
- * Writes a Hugging Face model as a GGUF file, atomically and in constant memory.
+ * Writes a Hugging Face model as a GGUF file, atomically and in constant memory. Returns the number of tensors in it.
  *
  * ```ts
  * using weights = openModelWeights("SmolLM2-135M");
@@ -316,7 +324,7 @@ export function exportGguf(
   source: HuggingFaceSource,
   config: Readonly<Record<string, unknown>>,
   options: GgufExportOptions,
-): void {
+): number {
   const plan = huggingFaceToGguf(config, source.tensors, options.type, options.name);
   const metadata = new Map([...plan.metadata, ...(options.metadata ?? [])]);
   const extra = plan.ropeFreqs === null ? [] : [{ name: ROPE_FREQS, type: "F32" as const, shape: [plan.ropeFreqs.length] }];
@@ -328,4 +336,5 @@ export function exportGguf(
     for (const part of tensor.parts) writePart(source, part, tensor, (bytes) => writer.write(tensor.ggufName, bytes));
   }
   writer.commit();
+  return extra.length + declared.length;
 }

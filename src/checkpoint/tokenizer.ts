@@ -1,5 +1,5 @@
 /** Tokenizers as they come with models: in a folder (`tokenizer.json`, else `tokenizer.model`) or inside a GGUF file. */
-import { copyFileSync, existsSync, mkdirSync, statSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { loadGgufTokenizer } from "../tokenizer/gguf.ts";
 import { loadHuggingFaceTokenizer } from "../tokenizer/huggingface.ts";
@@ -9,6 +9,7 @@ import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { fileError } from "../util/errors.ts";
 import { systemError, writeFileAtomically } from "../util/files.ts";
 import { openGguf } from "./gguf.ts";
+import { resolveModelPath } from "./model-path.ts";
 
 /** Files of a tokenizer that travel with a model. */
 export const tokenizerFiles = [
@@ -22,12 +23,11 @@ export const tokenizerFiles = [
 
 /** The tokenizer of a model folder, a GGUF file, or a `tokenizer.model`. Throws `file` where there is none. */
 export async function loadTokenizer(path: string): Promise<Tokenizer> {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  if (stat === undefined) throw fileError(path, "a model folder, GGUF file or tokenizer.model", "nothing of that name");
-  if (stat.isFile()) {
-    if (path.endsWith(".model")) return loadSentencePieceTokenizer(path);
-    using gguf = openGguf(path);
-    return loadGgufTokenizer(gguf.metadata, path);
+  if (path.endsWith(".model") && existsSync(path)) return loadSentencePieceTokenizer(path);
+  const found = resolveModelPath(path);
+  if (found.format === "gguf") {
+    using gguf = openGguf(found.file);
+    return loadGgufTokenizer(gguf.metadata, found.file);
   }
   if (existsSync(join(path, "tokenizer.json"))) return loadHuggingFaceTokenizer(path);
   const model = join(path, "tokenizer.model");

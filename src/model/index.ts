@@ -3,7 +3,8 @@ export { batchOfDocuments, type Batch } from "./batch.ts";
 export { Decoder, type ForwardOptions, type HiddenOutput, type LayerRouting, type LossOptions, type LossOutput } from "./decoder.ts";
 export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
 export { KvCache, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
-export { loadModel, loadParameters, readConfigJson, type LoadOptions } from "./load.ts";
+export { exportModel, type ExportOptions, type ExportReport, type GgufExportType } from "./export.ts";
+export { loadModel, loadParameters, type LoadOptions } from "./load.ts";
 export { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";
 export {
   asParameter,
@@ -15,4 +16,4 @@ export {
   type ParameterSpec,
 } from "./parameters.ts";
 export { saveModel, type SaveOptions } from "./save.ts";
-export { ggufSource, safetensorsSource, type RawTensor, type WeightSource } from "./weight-source.ts";
+export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

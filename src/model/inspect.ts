@@ -1,11 +1,11 @@
 /** What is in a model's files, from headers alone: no weights are read. */
-import { statSync } from "node:fs";
 import { openGgufWeights } from "../checkpoint/gguf-weights.ts";
+import { resolveModelPath } from "../checkpoint/model-path.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { readConfigJson } from "./load.ts";
+import { readConfigJson } from "./source.ts";
 
 export interface TensorInfo {
   readonly name: string;
@@ -28,7 +28,8 @@ export interface ModelReport {
 
 /** Describes a folder with safetensors or a GGUF file. Throws `file`, `unsupported`. */
 export function inspectModel(path: string): ModelReport {
-  const { config, tensors, numBytes } = statSync(path, { throwIfNoEntry: false })?.isFile() === true ? readGguf(path) : readFolder(path);
+  const found = resolveModelPath(path);
+  const { config, tensors, numBytes } = found.format === "gguf" ? readGguf(found.file) : readFolder(found.folder);
   return {
     path,
     architecture: config.architecture,

@@ -13,11 +13,10 @@ import { createModelWeights, type TensorDeclaration } from "../checkpoint/safete
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
 import { checkModelConfig, type ModelConfig } from "../config/model.ts";
-import { huggingFacePieces, parameterSpecs, type ParameterSpec, type Piece } from "../model/index.ts";
+import { huggingFacePieces, openModelSource, parameterSpecs, type ModelSource, type ParameterSpec, type Piece } from "../model/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
 import { Random } from "../util/random.ts";
-import { openDense, type DenseSource } from "./source.ts";
 
 /** Families that an upcycled model can be written as. */
 export const upcycleTargets = ["skywork_moe", "mixtral"] as const;
@@ -63,7 +62,8 @@ export interface UpcycleReceipt {
  * `config.json` cannot express, with every value.
  */
 export function upcycledConfig(dense: ModelConfig, options: UpcycleOptions): ModelConfig {
-  if (dense.moe !== null) throw new MoeError("configuration", `upcycle: expected a dense model, got ${dense.architecture} with ${dense.moe.numExperts} experts`);
+  if (dense.moe !== null)
+    throw new MoeError("configuration", `upcycle: expected a dense model, got ${dense.architecture} with ${dense.moe.numExperts} experts`);
   const target = options.target ?? "skywork_moe";
   const normalize = options.gateNormalization ?? target === "skywork_moe";
   const config = checkModelConfig({
@@ -90,8 +90,13 @@ const chunkElements = 1 << 20;
  * Writes the upcycled model of `densePath` (a folder with safetensors, or a GGUF file) into `outFolder`, which must not exist.
  * `copyTokenizer` is called with the unfinished folder. Throws `file`, `configuration`, `resource`.
  */
-export function upcycle(densePath: string, outFolder: string, options: UpcycleOptions, copyTokenizer: (folder: string) => void = () => undefined): UpcycleReceipt {
-  using source = openDense(densePath);
+export function upcycle(
+  densePath: string,
+  outFolder: string,
+  options: UpcycleOptions,
+  copyTokenizer: (folder: string) => void = () => undefined,
+): UpcycleReceipt {
+  using source = openModelSource(densePath);
   const config = upcycledConfig(source.config, options);
   const complete: Required<UpcycleOptions> = {
     numExperts: options.numExperts,
@@ -126,14 +131,17 @@ interface OutputTensor {
   readonly declaration: TensorDeclaration;
 }
 
-function writeWeights(source: DenseSource, config: ModelConfig, options: Required<UpcycleOptions>, folder: string): TensorOrigin[] {
+function writeWeights(source: ModelSource, config: ModelConfig, options: Required<UpcycleOptions>, folder: string): TensorOrigin[] {
   const outputs: OutputTensor[] = parameterSpecs(config, options.dtype).flatMap((spec) =>
     huggingFacePieces(spec, "per-expert").map((piece) => {
       const dtype = spec.dtype === "f32" ? ("F32" as const) : ("BF16" as const);
       return { spec, piece, declaration: { name: piece.name, dtype, shape: piece.shape } };
     }),
   );
-  using writer = createModelWeights(folder, outputs.map(({ declaration }) => declaration));
+  using writer = createModelWeights(
+    folder,
+    outputs.map(({ declaration }) => declaration),
+  );
   const origins: TensorOrigin[] = [];
   for (const [index, output] of outputs.entries()) {
     const hash = createHash("sha256");
@@ -161,7 +169,7 @@ function sourceOf({ spec, piece }: OutputTensor): string | null {
   return prefix === undefined ? piece.name : `${prefix}.mlp.${expertSource[matrix]}.weight`;
 }
 
-function copyTensor(source: DenseSource, name: string, numElements: number, write: (values: Float32Array) => void): void {
+function copyTensor(source: ModelSource, name: string, numElements: number, write: (values: Float32Array) => void): void {
   for (let at = 0; at < numElements; at += chunkElements) {
     const values = new Float32Array(Math.min(chunkElements, numElements - at));
     source.readFloat32(name, values, at);

@@ -1,8 +1,10 @@
 /** `moe export`: a model in another program's format. */
 import { Option, type Command } from "commander";
 import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
-import { exportGguf, type GgufFloat } from "../../model/index.ts";
+import { exportModel, type GgufExportType } from "../../model/index.ts";
 import { formatBytes, Output } from "../output.ts";
+
+const types: Readonly<Record<string, GgufExportType>> = { f32: "F32", f16: "F16", bf16: "BF16" };
 
 export function addExport(program: Command): void {
   program
@@ -13,9 +15,11 @@ export function addExport(program: Command): void {
     .addOption(new Option("--format <format>", "format of the output").choices(["gguf"]).default("gguf"))
     .addOption(new Option("--dtype <type>", "element type of matrices (default: as stored)").choices(["f32", "f16", "bf16"]))
     .option("--json", "print one JSON object")
-    .action(async (model: string, out: string, flags: { dtype?: GgufFloat; json?: boolean }) => {
+    .action(async (model: string, out: string, flags: { dtype?: "f32" | "f16" | "bf16"; json?: boolean }) => {
       const tokenizer = await loadTokenizer(model);
-      const result = exportGguf(model, out, { tokenizer, ...(flags.dtype && { dtype: flags.dtype }) });
-      new Output({ json: flags.json === true }).result(result, `${out}: ${result.numTensors} tensors, ${formatBytes(result.numBytes)}`);
+      const type = types[flags.dtype ?? ""];
+      const result = exportModel(model, out, { tokenizer, ...(type === undefined ? {} : { type }) });
+      const text = `${out}: ${result.architecture} in ${result.type}, ${result.numTensors} tensors, ${formatBytes(result.numBytes)}`;
+      new Output({ json: flags.json === true }).result(result, text);
     });
 }
