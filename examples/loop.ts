@@ -3,7 +3,19 @@ import { mkdirSync, mkdtempSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
-  copyTokenizer, Engine, generateText, loadBackend, loadModel, loadTokenizer, modelPresets, parseRunConfig, toHuggingFaceConfig, train, trainByteBpe, upcycle, writeTokenizerFiles,
+  copyTokenizer,
+  Engine,
+  generateText,
+  loadBackend,
+  loadModel,
+  loadTokenizer,
+  modelPresets,
+  parseRunConfig,
+  toHuggingFaceConfig,
+  train,
+  trainByteBpe,
+  upcycle,
+  writeTokenizerFiles,
 } from "moe.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "moe-loop-"));
@@ -31,8 +43,14 @@ const runConfig = (model: { from: string } | { config: Record<string, unknown> }
     optimizer: { learningRate: 3e-3 },
   });
 
-const dense = await train({ engine, config: runConfig({ config: toHuggingFaceConfig(empty, "float32") }, 40), runFolder: join(folder, "dense") });
-const receipt = upcycle(dense.folder, join(folder, "moe"), { numExperts: 8, topK: 2 }, (out) => copyTokenizer(dense.folder, out, tokenizer));
+const dense = await train({
+  engine,
+  config: runConfig({ config: toHuggingFaceConfig(empty, "float32") }, 40),
+  runFolder: join(folder, "dense"),
+});
+const receipt = upcycle(dense.folder, join(folder, "moe"), { numExperts: 8, topK: 2 }, (out) =>
+  copyTokenizer(dense.folder, out, tokenizer),
+);
 const moe = await train({ engine, config: runConfig({ from: join(folder, "moe") }, 20), runFolder: join(folder, "moe-run") });
 
 using model = loadModel(engine, moe.folder);

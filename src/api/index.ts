@@ -23,7 +23,18 @@ export { parseModelConfig, type ModelConfig, type MoeConfig } from "../config/mo
 export { applySettings, parseRunConfig, type RunConfig, type RunConfigInput } from "../config/run.ts";
 export { Dataset, prepareTokens, readDocuments, TokenFile, type DocumentSource, type TokenBatch } from "../data/index.ts";
 export { generateIds, generateText, sampleToken, type GenerateOptions, type Generation, type SamplingOptions } from "../generate/index.ts";
-export { batchOfDocuments, Decoder, inspectModel, KvCache, loadModel, saveModel, type Batch, type LoadOptions, type ModelDType, type ModelReport } from "../model/index.ts";
+export {
+  batchOfDocuments,
+  Decoder,
+  inspectModel,
+  KvCache,
+  loadModel,
+  saveModel,
+  type Batch,
+  type LoadOptions,
+  type ModelDType,
+  type ModelReport,
+} from "../model/index.ts";
 export { AdamW, learningRateAt, parseSchedule, type Schedule } from "../optim/index.ts";
 export { quickstart, type QuickstartSummary } from "../quickstart/index.ts";
 export { Engine, Tape, Tensor } from "../tensor/index.ts";

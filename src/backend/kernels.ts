@@ -79,19 +79,85 @@ export type KernelName = keyof typeof kernelSignatures;
 /** Kernels by name. Shapes are in square brackets; an element type in brackets means the code given by that argument. */
 export interface Kernels {
   /** out[M,N] (outDtype) = x[M,K] (xDtype) . w[N,K]^T (wDtype) + bias[N] (f32, or 0 for none). */
-  linearForward(out: Ptr, x: Ptr, w: Ptr, bias: Ptr, M: number, N: number, K: number, xDtype: DTypeCode, wDtype: DTypeCode, outDtype: DTypeCode): void;
+  linearForward(
+    out: Ptr,
+    x: Ptr,
+    w: Ptr,
+    bias: Ptr,
+    M: number,
+    N: number,
+    K: number,
+    xDtype: DTypeCode,
+    wDtype: DTypeCode,
+    outDtype: DTypeCode,
+  ): void;
   /** dx[M,K] (dxDtype) (+)= dy[M,N] (dyDtype) . w[N,K] (wDtype). */
-  linearBackwardInput(dx: Ptr, dy: Ptr, w: Ptr, M: number, N: number, K: number, dyDtype: DTypeCode, wDtype: DTypeCode, dxDtype: DTypeCode, accumulate: number): void;
+  linearBackwardInput(
+    dx: Ptr,
+    dy: Ptr,
+    w: Ptr,
+    M: number,
+    N: number,
+    K: number,
+    dyDtype: DTypeCode,
+    wDtype: DTypeCode,
+    dxDtype: DTypeCode,
+    accumulate: number,
+  ): void;
   /** dw[N,K] (f32) (+)= dy[M,N]^T (dyDtype) . x[M,K] (xDtype). The chain runs over m ascending; with accumulate the sum is added at the end. */
-  linearBackwardWeight(dw: Ptr, dy: Ptr, x: Ptr, M: number, N: number, K: number, dyDtype: DTypeCode, xDtype: DTypeCode, accumulate: number): void;
+  linearBackwardWeight(
+    dw: Ptr,
+    dy: Ptr,
+    x: Ptr,
+    M: number,
+    N: number,
+    K: number,
+    dyDtype: DTypeCode,
+    xDtype: DTypeCode,
+    accumulate: number,
+  ): void;
   /** db[N] (f32) (+)= sum over m of dy[M,N] (dyDtype), m ascending. */
   linearBackwardBias(db: Ptr, dy: Ptr, M: number, N: number, dyDtype: DTypeCode, accumulate: number): void;
   /** Rows offsets[e]..offsets[e+1] (i32[E+1], ascending from 0) of x[R,K] times w[e] of w[E,N,K], into out[R,N]. Any group may be empty. */
-  groupedLinearForward(out: Ptr, x: Ptr, w: Ptr, offsets: Ptr, E: number, N: number, K: number, xDtype: DTypeCode, wDtype: DTypeCode, outDtype: DTypeCode): void;
+  groupedLinearForward(
+    out: Ptr,
+    x: Ptr,
+    w: Ptr,
+    offsets: Ptr,
+    E: number,
+    N: number,
+    K: number,
+    xDtype: DTypeCode,
+    wDtype: DTypeCode,
+    outDtype: DTypeCode,
+  ): void;
   /** dx[R,K] (+)= dy[R,N] . w[e][N,K], by group. */
-  groupedLinearBackwardInput(dx: Ptr, dy: Ptr, w: Ptr, offsets: Ptr, E: number, N: number, K: number, dyDtype: DTypeCode, wDtype: DTypeCode, dxDtype: DTypeCode, accumulate: number): void;
+  groupedLinearBackwardInput(
+    dx: Ptr,
+    dy: Ptr,
+    w: Ptr,
+    offsets: Ptr,
+    E: number,
+    N: number,
+    K: number,
+    dyDtype: DTypeCode,
+    wDtype: DTypeCode,
+    dxDtype: DTypeCode,
+    accumulate: number,
+  ): void;
   /** dw[E,N,K] (f32) (+)= per group dy^T . x. An empty group writes zeros (or adds nothing). */
-  groupedLinearBackwardWeight(dw: Ptr, dy: Ptr, x: Ptr, offsets: Ptr, E: number, N: number, K: number, dyDtype: DTypeCode, xDtype: DTypeCode, accumulate: number): void;
+  groupedLinearBackwardWeight(
+    dw: Ptr,
+    dy: Ptr,
+    x: Ptr,
+    offsets: Ptr,
+    E: number,
+    N: number,
+    K: number,
+    dyDtype: DTypeCode,
+    xDtype: DTypeCode,
+    accumulate: number,
+  ): void;
 
   /** out[M,H] = x * rstd * w; rstd[M] (f32, may be 0) = 1/sqrt(mean(x^2) + eps); w[H] f32. Also used per head for QK norm. (arXiv 1910.07467) */
   rmsNormForward(out: Ptr, rstd: Ptr, x: Ptr, w: Ptr, M: number, H: number, eps: number, dtype: DTypeCode): void;
@@ -103,7 +169,18 @@ export interface Kernels {
    * x (dtype, rows `rowStride` elements apart, in place) rotated: for each of M rows and `heads` heads of `headDim`, the pair
    * (j, j + half) for j < half by table[positions[row]] ("neox" pairing). positions i32[M]. inverse: 1 rotates back (the backward).
    */
-  ropeApply(x: Ptr, table: Ptr, positions: Ptr, M: number, heads: number, headDim: number, rowStride: number, half: number, inverse: number, dtype: DTypeCode): void;
+  ropeApply(
+    x: Ptr,
+    table: Ptr,
+    positions: Ptr,
+    M: number,
+    heads: number,
+    headDim: number,
+    rowStride: number,
+    half: number,
+    inverse: number,
+    dtype: DTypeCode,
+  ): void;
   /** out[n] = silu(gate) * up. */
   swigluForward(out: Ptr, gate: Ptr, up: Ptr, n: number, dtype: DTypeCode): void;
   /** dGate, dUp from dOut, gate, up; dGate may be gate and dUp may be up (in place) when accumulate is 0. */
@@ -121,11 +198,54 @@ export interface Kernels {
    * Both arrays are non-decreasing. Keys are taken in blocks of 64 counted from keyBase[t], so a row's bits do not depend on
    * how queries are chunked or where the keys lie. A query that sees nothing gives zeros (and lse -inf).
    */
-  attentionForward(out: Ptr, lse: Ptr, q: Ptr, k: Ptr, v: Ptr, keyBase: Ptr, keyEnd: Ptr, T: number, S: number, Hq: number, Hkv: number, D: number, qStride: number, kStride: number, vStride: number, window: number, scale: number, dtype: DTypeCode): void;
+  attentionForward(
+    out: Ptr,
+    lse: Ptr,
+    q: Ptr,
+    k: Ptr,
+    v: Ptr,
+    keyBase: Ptr,
+    keyEnd: Ptr,
+    T: number,
+    S: number,
+    Hq: number,
+    Hkv: number,
+    D: number,
+    qStride: number,
+    kStride: number,
+    vStride: number,
+    window: number,
+    scale: number,
+    dtype: DTypeCode,
+  ): void;
   /**
    * dq[T,Hq,D], dk[S,Hkv,D], dv[S,Hkv,D] (dense, dtype) from dOut[T,Hq,D], and what the forward saw and made. dq, dk, dv are overwritten, or added to with accumulate.
    */
-  attentionBackward(dq: Ptr, dk: Ptr, dv: Ptr, dOut: Ptr, q: Ptr, k: Ptr, v: Ptr, out: Ptr, lse: Ptr, keyBase: Ptr, keyEnd: Ptr, T: number, S: number, Hq: number, Hkv: number, D: number, qStride: number, kStride: number, vStride: number, window: number, scale: number, dtype: DTypeCode, accumulate: number): void;
+  attentionBackward(
+    dq: Ptr,
+    dk: Ptr,
+    dv: Ptr,
+    dOut: Ptr,
+    q: Ptr,
+    k: Ptr,
+    v: Ptr,
+    out: Ptr,
+    lse: Ptr,
+    keyBase: Ptr,
+    keyEnd: Ptr,
+    T: number,
+    S: number,
+    Hq: number,
+    Hkv: number,
+    D: number,
+    qStride: number,
+    kStride: number,
+    vStride: number,
+    window: number,
+    scale: number,
+    dtype: DTypeCode,
+    accumulate: number,
+  ): void;
 
   /**
    * loss[M] (f32) = logsumexp(logits) - logits[target]; a target below 0 gives loss 0 and gradient 0.
@@ -139,22 +259,72 @@ export interface Kernels {
    * indices i32[T,k]: the k largest in descending order, ties to the lower index. weights[T,k]: their probs divided by the
    * sum over the k chosen (renormalize is the only mode of this kernel).
    */
-  routerForward(probs: Ptr, weights: Ptr, indices: Ptr, logits: Ptr, T: number, E: number, k: number, normalize: number, unbiased: number, lambda: number, eps: number): void;
+  routerForward(
+    probs: Ptr,
+    weights: Ptr,
+    indices: Ptr,
+    logits: Ptr,
+    T: number,
+    E: number,
+    k: number,
+    normalize: number,
+    unbiased: number,
+    lambda: number,
+    eps: number,
+  ): void;
   /** dLogits[T,E] overwritten, from dWeights[T,k] and dProbs[T,E] (0 for none: gradient of probs from balance losses). */
-  routerBackward(dLogits: Ptr, dWeights: Ptr, dProbs: Ptr, probs: Ptr, weights: Ptr, indices: Ptr, logits: Ptr, T: number, E: number, k: number, normalize: number, unbiased: number, lambda: number, eps: number): void;
+  routerBackward(
+    dLogits: Ptr,
+    dWeights: Ptr,
+    dProbs: Ptr,
+    probs: Ptr,
+    weights: Ptr,
+    indices: Ptr,
+    logits: Ptr,
+    T: number,
+    E: number,
+    k: number,
+    normalize: number,
+    unbiased: number,
+    lambda: number,
+    eps: number,
+  ): void;
   /**
    * Sorts T*k assignments by expert, stable in (token, choice). offsets i32[E+1]; rowToken i32[R]: token of each row;
    * slotRow i32[T,k]: row of each assignment or -1 where dropped; counts i32[E]: assignments before dropping.
    * capacity 0: dropless. Otherwise an expert keeps at most `capacity`: by position (byProbability 0: lowest token first) or the
    * largest weights[T,k] (f32) first, ties to the lower token; kept rows stay in token order.
    */
-  dispatchPlan(offsets: Ptr, rowToken: Ptr, slotRow: Ptr, counts: Ptr, indices: Ptr, weights: Ptr, T: number, k: number, E: number, capacity: number, byProbability: number): void;
+  dispatchPlan(
+    offsets: Ptr,
+    rowToken: Ptr,
+    slotRow: Ptr,
+    counts: Ptr,
+    indices: Ptr,
+    weights: Ptr,
+    T: number,
+    k: number,
+    E: number,
+    capacity: number,
+    byProbability: number,
+  ): void;
   /** Backward of gathering rows by rowToken: dx[T,H] (+)= sum over the k slots of dOut[slotRow[t,j]] (rows -1 skipped), j ascending. */
   permuteBackward(dx: Ptr, dOut: Ptr, slotRow: Ptr, T: number, k: number, H: number, dtype: DTypeCode, accumulate: number): void;
   /** out[T,H] = sum over j of weights[t,j] * y[slotRow[t,j],H], j ascending, -1 skipped. weights f32. */
   combineForward(out: Ptr, y: Ptr, slotRow: Ptr, weights: Ptr, T: number, k: number, H: number, dtype: DTypeCode): void;
   /** dy[R,H] = weight * dOut[token] (every row of dy is written), dWeights[T,k] (f32) = dot(dOut[t], y[row]), 0 where dropped. */
-  combineBackward(dy: Ptr, dWeights: Ptr, dOut: Ptr, y: Ptr, slotRow: Ptr, weights: Ptr, T: number, k: number, H: number, dtype: DTypeCode): void;
+  combineBackward(
+    dy: Ptr,
+    dWeights: Ptr,
+    dOut: Ptr,
+    y: Ptr,
+    slotRow: Ptr,
+    weights: Ptr,
+    T: number,
+    k: number,
+    H: number,
+    dtype: DTypeCode,
+  ): void;
 
   /** out = a + b, elementwise; out may be a or b. */
   add(out: Ptr, a: Ptr, b: Ptr, n: number, dtype: DTypeCode): void;
@@ -180,7 +350,23 @@ export interface Kernels {
    * rounded master. Order: m = beta1 m + (1-beta1) g; v = beta2 v + (1-beta2) g^2; master -= lr (weightDecay master +
    * (m / biasCorrection1) / (sqrt(v / biasCorrection2) + eps)). biasCorrection1 = 1 - beta1^t, biasCorrection2 = 1 - beta2^t. master may be weight when weightDtype is f32.
    */
-  adamwStep(weight: Ptr, master: Ptr, m: Ptr, v: Ptr, grad: Ptr, n: number, learningRate: number, beta1: number, beta2: number, eps: number, weightDecay: number, biasCorrection1: number, biasCorrection2: number, gradScale: number, weightDtype: DTypeCode): void;
+  adamwStep(
+    weight: Ptr,
+    master: Ptr,
+    m: Ptr,
+    v: Ptr,
+    grad: Ptr,
+    n: number,
+    learningRate: number,
+    beta1: number,
+    beta2: number,
+    eps: number,
+    weightDecay: number,
+    biasCorrection1: number,
+    biasCorrection2: number,
+    gradScale: number,
+    weightDtype: DTypeCode,
+  ): void;
   /** out i32[M]: index of the largest of x[M,N] f32, ties to the lower. */
   argmaxRows(out: Ptr, x: Ptr, M: number, N: number): void;
   /** out[M,N] = softmax of rows of x[M,N], f32. */

@@ -80,7 +80,13 @@ function lastLogits(model: Decoder, cache: KvCache, ids: readonly number[]): Flo
  * const { text } = generateText(model, tokenizer, "Once upon a time", { maxTokens: 50, temperature: 0.8, seed: 1 });
  * ```
  */
-export function generateText(model: Decoder, tokenizer: Tokenizer, prompt: string | ArrayLike<number>, options: GenerateOptions, onText?: (text: string) => void): Generation {
+export function generateText(
+  model: Decoder,
+  tokenizer: Tokenizer,
+  prompt: string | ArrayLike<number>,
+  options: GenerateOptions,
+  onText?: (text: string) => void,
+): Generation {
   const promptIds = typeof prompt === "string" ? tokenizer.encode(prompt) : prompt;
   const endIds = options.endIds ?? new Set([...tokenizer.endIds, ...model.config.eosTokenIds]);
   const output = new StoppedText(options.stop ?? [], onText);

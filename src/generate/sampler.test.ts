@@ -39,12 +39,18 @@ describe("sampler", () => {
   });
   test("gives the same tokens for the same seed and never one outside the vocabulary", () => {
     fc.assert(
-      fc.property(fc.float32Array({ minLength: 1, maxLength: 50, noNaN: true, noDefaultInfinity: true, min: -50, max: 50 }), fc.integer({ min: 0 }), fc.double({ min: 0.1, max: 3, noNaN: true }), fc.double({ min: 0.01, max: 1, noNaN: true }), (row, seed, temperature, topP) => {
-        const options = { ...greedy, temperature, topP };
-        const first = sampleToken(row, options, new Random(seed));
-        expect(first).toBe(sampleToken(row, options, new Random(seed)));
-        expect(first).toBeLessThan(row.length);
-      }),
+      fc.property(
+        fc.float32Array({ minLength: 1, maxLength: 50, noNaN: true, noDefaultInfinity: true, min: -50, max: 50 }),
+        fc.integer({ min: 0 }),
+        fc.double({ min: 0.1, max: 3, noNaN: true }),
+        fc.double({ min: 0.01, max: 1, noNaN: true }),
+        (row, seed, temperature, topP) => {
+          const options = { ...greedy, temperature, topP };
+          const first = sampleToken(row, options, new Random(seed));
+          expect(first).toBe(sampleToken(row, options, new Random(seed)));
+          expect(first).toBeLessThan(row.length);
+        },
+      ),
     );
   });
   test("refuses values that make no sense", () => {

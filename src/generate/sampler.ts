@@ -21,7 +21,8 @@ export const greedy: SamplingOptions = { temperature: 0, topP: 1, topK: 0, repet
 /** Throws `usage` for values that make no sense. */
 export function checkSamplingOptions(options: SamplingOptions): void {
   const bad = (name: string, expected: string, got: number): MoeError => new MoeError("usage", `${name}: expected ${expected}, got ${got}`);
-  if (!(options.temperature >= 0 && Number.isFinite(options.temperature))) throw bad("temperature", "a number of at least 0", options.temperature);
+  if (!(options.temperature >= 0 && Number.isFinite(options.temperature)))
+    throw bad("temperature", "a number of at least 0", options.temperature);
   if (!(options.topP > 0 && options.topP <= 1)) throw bad("top-p", "a number above 0 and at most 1", options.topP);
   if (!(Number.isSafeInteger(options.topK) && options.topK >= 0)) throw bad("top-k", "a whole number of at least 0", options.topK);
   if (!(options.repetitionPenalty > 0)) throw bad("repetition penalty", "a number above 0", options.repetitionPenalty);

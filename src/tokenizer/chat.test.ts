@@ -7,7 +7,11 @@ const chatml =
   "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 const marked =
   "{% for m in messages %}\n{% if m.role == 'assistant' %}\n{{ '<|im_start|>assistant\n' }}{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}\n{{ '\n' }}{% else %}\n{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}\n{% endfor %}\n";
-const files = trainByteBpe(["hello there, how are you? fine."], { vocabSize: 270, specialTokens: ["<|im_start|>", "<|im_end|>"], eosToken: "<|im_end|>" });
+const files = trainByteBpe(["hello there, how are you? fine."], {
+  vocabSize: 270,
+  specialTokens: ["<|im_start|>", "<|im_end|>"],
+  eosToken: "<|im_end|>",
+});
 const tokenizer = buildHuggingFaceTokenizer({ ...files, chatTemplate: chatml });
 const messages = [
   { role: "user", content: "hello" },
@@ -19,21 +23,31 @@ const written = "how are you?<|im_end|>";
 
 describe("chat templates", () => {
   it("render messages and the beginning of the answer", () => {
-    expect(renderChat(tokenizer, messages.slice(0, 1), { addGenerationPrompt: true })).toBe("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n");
+    expect(renderChat(tokenizer, messages.slice(0, 1), { addGenerationPrompt: true })).toBe(
+      "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+    );
     expect(tokenizer.decode(encodeChat(tokenizer, messages), { skipSpecialTokens: false })).toBe(renderChat(tokenizer, messages));
   });
 
   it("find the assistant's ids by rendering turn by turn", () => {
     const { ids, assistantMask, text } = chatTokens(tokenizer, messages);
     expect(text).toBe(renderChat(tokenizer, messages));
-    const kept = tokenizer.decode([...ids].filter((_, i) => assistantMask[i] === 1), { skipSpecialTokens: false });
+    const kept = tokenizer.decode(
+      [...ids].filter((_, i) => assistantMask[i] === 1),
+      { skipSpecialTokens: false },
+    );
     expect(kept).toBe("how are you?<|im_end|>\ngood<|im_end|>\n");
   });
 
   it("find the assistant's ids by the template's own marks", () => {
     const { ids, assistantMask, text } = chatTokens(tokenizer, messages, { template: marked });
     expect(text).toBe(renderChat(tokenizer, messages));
-    expect(tokenizer.decode([...ids].filter((_, i) => assistantMask[i] === 1), { skipSpecialTokens: false })).toBe(`${written}good<|im_end|>`);
+    expect(
+      tokenizer.decode(
+        [...ids].filter((_, i) => assistantMask[i] === 1),
+        { skipSpecialTokens: false },
+      ),
+    ).toBe(`${written}good<|im_end|>`);
   });
 
   it("refuse a template that rewrites earlier turns when no marks say who wrote what", () => {
@@ -42,7 +56,9 @@ describe("chat templates", () => {
   });
 
   it("say what a template raised", () => {
-    expect(() => renderChat(tokenizer, messages, { template: "{{ raise_exception('roles must alternate') }}" })).toThrow(/roles must alternate/);
+    expect(() => renderChat(tokenizer, messages, { template: "{{ raise_exception('roles must alternate') }}" })).toThrow(
+      /roles must alternate/,
+    );
     expect(() => renderChat(tokenizer, messages, { template: "{% for" })).toThrow(/chat template/);
   });
 

@@ -98,8 +98,18 @@ function two(value: number): string {
 function formatDate(date: Date, format: string): string {
   const name = (options: Intl.DateTimeFormatOptions): string => date.toLocaleDateString("en-US", options);
   const parts: Record<string, string> = {
-    Y: String(date.getFullYear()), m: two(date.getMonth() + 1), d: two(date.getDate()), H: two(date.getHours()), M: two(date.getMinutes()), S: two(date.getSeconds()),
-    b: name({ month: "short" }), B: name({ month: "long" }), a: name({ weekday: "short" }), A: name({ weekday: "long" }), y: two(date.getFullYear() % 100), "%": "%",
+    Y: String(date.getFullYear()),
+    m: two(date.getMonth() + 1),
+    d: two(date.getDate()),
+    H: two(date.getHours()),
+    M: two(date.getMinutes()),
+    S: two(date.getSeconds()),
+    b: name({ month: "short" }),
+    B: name({ month: "long" }),
+    a: name({ weekday: "short" }),
+    A: name({ weekday: "long" }),
+    y: two(date.getFullYear() % 100),
+    "%": "%",
   };
   return format.replace(/%([a-zA-Z%])/g, (whole, key: string) => parts[key] ?? whole);
 }
@@ -107,7 +117,10 @@ function formatDate(date: Date, format: string): string {
 function templateOf(tokenizer: Tokenizer, options: ChatOptions): string {
   const template = options.template ?? tokenizer.chatTemplate;
   if (template === undefined) {
-    throw new MoeError("usage", "chat template: this tokenizer has none (tokenizer_config.json: chat_template, chat_template.jinja or tokenizer.chat_template); pass options.template");
+    throw new MoeError(
+      "usage",
+      "chat template: this tokenizer has none (tokenizer_config.json: chat_template, chat_template.jinja or tokenizer.chat_template); pass options.template",
+    );
   }
   if (template.length > 2 ** 20) throw fail(`at most ${2 ** 20} characters, got ${template.length}`);
   return template;
@@ -181,7 +194,8 @@ function markedStretches(template: string, variables: Readonly<Record<string, un
   const stretches: Stretch[] = [];
   for (const [i, part] of text.split(open).entries()) {
     const pieces = part.split(close);
-    if (pieces.length !== (i === 0 ? 1 : 2)) throw fail(`expected {% generation %} and {% endgeneration %} in pairs and no U+FDD0 or U+FDD1 in the messages`);
+    if (pieces.length !== (i === 0 ? 1 : 2))
+      throw fail(`expected {% generation %} and {% endgeneration %} in pairs and no U+FDD0 or U+FDD1 in the messages`);
     if (i > 0) stretches.push({ text: pieces[0] as string, assistant: true });
     stretches.push({ text: pieces.at(-1) as string, assistant: false });
   }
@@ -195,7 +209,8 @@ function appendedStretches(template: string, tokenizer: Tokenizer, messages: rea
   const stretches: Stretch[] = [];
   let done = "";
   const extend = (text: string, assistant: boolean, turn: number): void => {
-    if (!text.startsWith(done)) throw fail(`message ${turn + 1} changes the text before it, so the assistant's part cannot be found; mark it with {% generation %}`);
+    if (!text.startsWith(done))
+      throw fail(`message ${turn + 1} changes the text before it, so the assistant's part cannot be found; mark it with {% generation %}`);
     if (text.length > done.length) stretches.push({ text: text.slice(done.length), assistant });
     done = text;
   };

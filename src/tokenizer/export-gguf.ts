@@ -32,7 +32,14 @@ export function toGgufMetadata(tokenizer: Tokenizer): Map<string, GgufTokenizerV
   for (const [name, value] of Object.entries(ids)) if (value !== undefined) put(`${name}_token_id`, { type: "uint32", value });
   const around = [...tokenizer.encode("")];
   put("add_bos_token", { type: "bool", value: tokenizer.bosId !== undefined && around[0] === tokenizer.bosId });
-  put("add_eos_token", { type: "bool", value: tokenizer.eosId !== undefined && around.length > 0 && around.at(-1) === tokenizer.eosId && !(around.length === 1 && around[0] === tokenizer.bosId) });
+  put("add_eos_token", {
+    type: "bool",
+    value:
+      tokenizer.eosId !== undefined &&
+      around.length > 0 &&
+      around.at(-1) === tokenizer.eosId &&
+      !(around.length === 1 && around[0] === tokenizer.bosId),
+  });
   if (tokenizer.chatTemplate !== undefined) keys.set("tokenizer.chat_template", { type: "string", value: tokenizer.chatTemplate });
   return keys;
 }
@@ -87,7 +94,10 @@ function putFromJson(put: Put, tokenizer: PipelineTokenizer, json: JsonObject): 
     scores[tokenizer.pieceToId(pair.join("")) ?? 0] = -(pairs.length - 1 - i);
   });
   put("scores", { type: "array", elementType: "float32", values: scores });
-  put("add_space_prefix", { type: "bool", value: /"Prepend"|"prepend_scheme":"(?:first|always)"/.test(JSON.stringify([json["normalizer"], json["pre_tokenizer"]])) });
+  put("add_space_prefix", {
+    type: "bool",
+    value: /"Prepend"|"prepend_scheme":"(?:first|always)"/.test(JSON.stringify([json["normalizer"], json["pre_tokenizer"]])),
+  });
 }
 
 function piecesAndTypes(tokenizer: PipelineTokenizer, model: JsonObject): { pieces: string[]; types: Int32Array } {

@@ -38,14 +38,33 @@ function mutateJson(value: unknown, path: readonly number[], replacement: unknow
   if (step === undefined || typeof value !== "object" || value === null) return replacement;
   const keys = Object.keys(value);
   if (keys.length === 0) return replacement;
-  const key = keys[step % keys.length] as string;
+  const key = keys[step % keys.length] ?? "";
   const child = mutateJson((value as Record<string, unknown>)[key], rest, replacement);
   if (Array.isArray(value)) return value.with(Number(key), child);
   return { ...value, [key]: child };
 }
 
 const junk = fc.oneof(
-  fc.constantFrom<unknown>(null, true, -1, 0, 1e300, 2 ** 31, 1.5, "", "a", "(", "(a+)*", "▁", [], [[]], {}, ["a", "b"], { Regex: "[" }, { type: "Sequence" }),
+  fc.constantFrom<unknown>(
+    null,
+    true,
+    -1,
+    0,
+    1e300,
+    2 ** 31,
+    1.5,
+    "",
+    "a",
+    "(",
+    "(a+)*",
+    "▁",
+    [],
+    [[]],
+    {},
+    ["a", "b"],
+    { Regex: "[" },
+    { type: "Sequence" },
+  ),
   fc.string(),
   fc.integer(),
 );
@@ -57,7 +76,9 @@ describe("hostile tokenizer files", () => {
     (name) => {
       const original: unknown = JSON.parse(readFileSync(new URL(`${name}.tokenizer.json`, folder), "utf8"));
       fc.assert(
-        fc.property(path, junk, (where, replacement) => survives(() => buildHuggingFaceTokenizer({ tokenizerJson: mutateJson(original, where, replacement) }))),
+        fc.property(path, junk, (where, replacement) =>
+          survives(() => buildHuggingFaceTokenizer({ tokenizerJson: mutateJson(original, where, replacement) })),
+        ),
         { numRuns: Math.ceil(numRuns / 3) },
       );
     },
@@ -69,7 +90,9 @@ describe("hostile tokenizer files", () => {
     (name) => {
       const original: unknown = JSON.parse(readFileSync(new URL(`${name}.metadata.json`, folder), "utf8"));
       fc.assert(
-        fc.property(path, junk, (where, replacement) => survives(() => loadGgufTokenizer(mutateJson(original, where, replacement) as Record<string, unknown>))),
+        fc.property(path, junk, (where, replacement) =>
+          survives(() => loadGgufTokenizer(mutateJson(original, where, replacement) as Record<string, unknown>)),
+        ),
         { numRuns: Math.ceil(numRuns / 2) },
       );
     },
@@ -95,12 +118,17 @@ describe("hostile tokenizer files", () => {
 
   it("a pattern that repeats a repetition is recognised", () => {
     for (const bad of ["(a+)*", "(?:a*b?)+", "((x+))+", "(a{2,})*", "(a|b+)+"]) expect(nestsRepetition(bad), bad).toBe(true);
-    for (const good of ["a+b*", "(a|b)+", "[a+]*", "(?:\\d{3})*", "\\(a+\\)*", "\\s+(?!\\S)|\\s+"]) expect(nestsRepetition(good), good).toBe(false);
+    for (const good of ["a+b*", "(a|b)+", "[a+]*", "(?:\\d{3})*", "\\(a+\\)*", "\\s+(?!\\S)|\\s+"])
+      expect(nestsRepetition(good), good).toBe(false);
   });
 });
 
 describe("byte-level BPE", () => {
-  const files = trainByteBpe(["the cat sat on the mat, 你好 你好 😀😀"], { vocabSize: 290, specialTokens: ["<|end|>"], eosToken: "<|end|>" });
+  const files = trainByteBpe(["the cat sat on the mat, 你好 你好 😀😀"], {
+    vocabSize: 290,
+    specialTokens: ["<|end|>"],
+    eosToken: "<|end|>",
+  });
   const tokenizer = buildHuggingFaceTokenizer(files);
 
   it("gives back every text, at once and streamed", () => {

@@ -20,7 +20,8 @@ const gpt2 = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|
 const contractions = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 const spaces = "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
 /** cl100k and its descendants: `digits` are the digits that stay together. */
-const cl100k = (digits: string): string => `${contractions}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${spaces}`;
+const cl100k = (digits: string): string =>
+  `${contractions}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|${spaces}`;
 const upper = "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]";
 const lower = "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]";
 /** o200k: words change at a capital; `end` is what may follow a word. */
@@ -34,11 +35,40 @@ interface Family extends NamedPreTokenizer {
 function families(): Family[] {
   const plain = { ignoreMerges: false, addBos: false };
   return [
-    { names: ["gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "jina-es", "jina-de", "gigachat", "jina-v2-es", "jina-v2-de", "a.x-4.0", "mellum", "modern-bert", "trillion"], patterns: [gpt2], ...plain },
+    {
+      names: [
+        "gpt-2",
+        "gpt2",
+        "mpt",
+        "olmo",
+        "jais",
+        "phi-2",
+        "jina-es",
+        "jina-de",
+        "gigachat",
+        "jina-v2-es",
+        "jina-v2-de",
+        "a.x-4.0",
+        "mellum",
+        "modern-bert",
+        "trillion",
+      ],
+      patterns: [gpt2],
+      ...plain,
+    },
     { names: ["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"], patterns: ["\\p{N}", gpt2], ...plain },
-    { names: ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"], patterns: [cl100k("\\p{N}{1,3}")], ignoreMerges: true, addBos: true },
+    {
+      names: ["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+      patterns: [cl100k("\\p{N}{1,3}")],
+      ignoreMerges: true,
+      addBos: true,
+    },
     { names: ["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], patterns: [cl100k("\\p{N}{1,3}")], ...plain },
-    { names: ["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open"], patterns: [cl100k("\\p{N}")], ...plain },
+    {
+      names: ["qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan", "megrez", "grok-2", "solar-open"],
+      patterns: [cl100k("\\p{N}")],
+      ...plain,
+    },
     {
       names: ["qwen35"],
       patterns: [`${contractions}|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|${spaces}`],
@@ -76,7 +106,10 @@ export function namedPreTokenizer(name: string, origin: string): NamedPreTokeniz
   const family = all.find(({ names }) => names.includes(name));
   if (family !== undefined) return family;
   const names = all.flatMap((candidate) => candidate.names);
-  throw new MoeError("unsupported", `${origin}: tokenizer.ggml.pre ${JSON.stringify(name)} is not supported${didYouMean(name, names)}; known: ${names.join(", ")}`);
+  throw new MoeError(
+    "unsupported",
+    `${origin}: tokenizer.ggml.pre ${JSON.stringify(name)} is not supported${didYouMean(name, names)}; known: ${names.join(", ")}`,
+  );
 }
 
 /** The first name whose patterns are `patterns`, for files to be written; undefined when there is none. */

@@ -26,7 +26,17 @@ import { pieceType } from "./source.ts";
 export type GgufMetadata = Readonly<Record<string, unknown>> | ReadonlyMap<string, unknown>;
 
 /** Texts that end a turn in the chat formats of known models; such a piece ends a generation. */
-const turnEnds = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<EOT>", "<｜end▁of▁sentence｜>"];
+const turnEnds = [
+  "<|eot_id|>",
+  "<|im_end|>",
+  "<|end|>",
+  "<end_of_turn>",
+  "<|endoftext|>",
+  "<|end_of_text|>",
+  "<|eom_id|>",
+  "<EOT>",
+  "<｜end▁of▁sentence｜>",
+];
 
 /**
  * The tokenizer of a GGUF file's metadata; `origin` names the file in errors.
@@ -137,13 +147,18 @@ function byteLevel(read: Reader, pieces: readonly string[], types: Uint8Array, o
     return id === undefined ? undefined : pieces[id];
   };
   const specials = { bos: token("bos", 11), eos: token("eos", 11), pad: token("padding"), unk: token("unknown") };
-  const around = (key: "bos" | "eos", adds: boolean): unknown[] => (adds && specials[key] !== undefined ? [{ SpecialToken: { id: specials[key], type_id: 0 } }] : []);
+  const around = (key: "bos" | "eos", adds: boolean): unknown[] =>
+    adds && specials[key] !== undefined ? [{ SpecialToken: { id: specials[key], type_id: 0 } }] : [];
   const single = [
     ...around("bos", read.flag("tokenizer.ggml.add_bos_token", named.addBos)),
     { Sequence: { id: "A", type_id: 0 } },
     ...around("eos", read.flag("tokenizer.ggml.add_eos_token", false)),
   ];
-  const templateTokens = Object.fromEntries([specials.bos, specials.eos].flatMap((name) => (name === undefined ? [] : [[name, { id: name, ids: [vocab.get(name)], tokens: [name] }]])));
+  const templateTokens = Object.fromEntries(
+    [specials.bos, specials.eos].flatMap((name) =>
+      name === undefined ? [] : [[name, { id: name, ids: [vocab.get(name)], tokens: [name] }]],
+    ),
+  );
   const tokenizerJson = {
     version: "1.0",
     truncation: null,
@@ -151,15 +166,28 @@ function byteLevel(read: Reader, pieces: readonly string[], types: Uint8Array, o
     added_tokens: pieces.flatMap((content, id) => {
       const type = types[id];
       if (type !== pieceType.control && type !== pieceType.userDefined && type !== pieceType.unknown) return [];
-      return [{ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: type !== pieceType.userDefined }];
+      return [
+        { id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: type !== pieceType.userDefined },
+      ];
     }),
     normalizer: null,
     pre_tokenizer: preTokenizerJson(named.patterns),
-    post_processor: single.length === 1 ? null : { type: "TemplateProcessing", single, pair: [...single, { Sequence: { id: "B", type_id: 1 } }], special_tokens: templateTokens },
+    post_processor:
+      single.length === 1
+        ? null
+        : { type: "TemplateProcessing", single, pair: [...single, { Sequence: { id: "B", type_id: 1 } }], special_tokens: templateTokens },
     decoder: { type: "ByteLevel", add_prefix_space: true, trim_offsets: true, use_regex: true },
     model: {
-      type: "BPE", dropout: null, unk_token: null, continuing_subword_prefix: null, end_of_word_suffix: null,
-      fuse_unk: false, byte_fallback: false, ignore_merges: named.ignoreMerges, vocab: Object.fromEntries(vocab), merges,
+      type: "BPE",
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: named.ignoreMerges,
+      vocab: Object.fromEntries(vocab),
+      merges,
     },
   };
   const chatTemplate = read.optionalText("tokenizer.chat_template");

@@ -26,4 +26,5 @@ interface Library {
   readonly SplitPreTokenizer: Make<{ readonly pattern: RegExp | null }>;
 }
 
-export const { BPE, WordPiece, BPEDecoder, CTCDecoder, WordPieceDecoder, BertNormalizer, SplitPreTokenizer } = library as unknown as Library;
+export const { BPE, WordPiece, BPEDecoder, CTCDecoder, WordPieceDecoder, BertNormalizer, SplitPreTokenizer } =
+  library as unknown as Library;

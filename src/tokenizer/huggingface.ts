@@ -92,7 +92,14 @@ export function buildHuggingFaceTokenizer(files: HuggingFaceFiles, dialect: Dial
   const decode = buildDecoder(json["decoder"], `${origin}: decoder`);
   const raw = added.filter((token) => !token.normalized);
   const cooked = added.filter((token) => token.normalized);
-  const find = dialect.addedTokens === "longest-first" ? findLongestFirst : (tokens: readonly AddedToken[]) => findLeftmostLongest(tokens, tokens.map((token) => token.content));
+  const find =
+    dialect.addedTokens === "longest-first"
+      ? findLongestFirst
+      : (tokens: readonly AddedToken[]) =>
+          findLeftmostLongest(
+            tokens,
+            tokens.map((token) => token.content),
+          );
   const inverse = byteAlphabetInverse();
   const encoder = new TextEncoder();
   return new PipelineTokenizer({
@@ -103,7 +110,10 @@ export function buildHuggingFaceTokenizer(files: HuggingFaceFiles, dialect: Dial
     chatTemplate: files.chatTemplate ?? readChatTemplate(config["chat_template"], origin),
     find: find(raw),
     findOrdinary: find(raw.filter((token) => !token.special)),
-    findNormalized: findLeftmostLongest(cooked, cooked.map((token) => normalize(token.content))),
+    findNormalized: findLeftmostLongest(
+      cooked,
+      cooked.map((token) => normalize(token.content)),
+    ),
     normalize,
     split: preTokenizer.split,
     model: buildModel(model, vocabulary, preTokenizer.byteLevel, dialect, origin),
@@ -171,7 +181,8 @@ function readVocabulary(model: JsonObject, added: readonly AddedToken[], origin:
   } else {
     for (const [piece, value] of Object.entries(asObject(model["vocab"], at))) {
       const id = asIndex(value, maxVocabSize, `${at}[${describe(piece)}]`);
-      if (pieces[id] !== undefined) throw fileError(at, "a different id for each piece", `${id} for ${describe(pieces[id])} and ${describe(piece)}`);
+      if (pieces[id] !== undefined)
+        throw fileError(at, "a different id for each piece", `${id} for ${describe(pieces[id])} and ${describe(piece)}`);
       pieceToId.set(piece, id);
       put(piece, id);
     }
@@ -184,21 +195,32 @@ function readVocabulary(model: JsonObject, added: readonly AddedToken[], origin:
 
 function buildModel(model: JsonObject, vocabulary: Vocabulary, byteLevel: boolean, dialect: Dialect, origin: string): WordModel {
   const at = `${origin}: model`;
-  const type = optional(model["type"], asString, `${at}.type`) ?? (Array.isArray(model["vocab"]) ? "Unigram" : model["merges"] === undefined ? "WordPiece" : "BPE");
+  const type =
+    optional(model["type"], asString, `${at}.type`) ??
+    (Array.isArray(model["vocab"]) ? "Unigram" : model["merges"] === undefined ? "WordPiece" : "BPE");
   if (type === "Unigram") return buildUnigram(model, vocabulary, at);
   if (type === "WordPiece") return packageModel(new WordPiece(wordPieceConfig(model, at)), vocabulary, at);
   if (type !== "BPE") throw new MoeError("unsupported", `${at}.type: ${describe(type)} is not supported`);
-  if (optional(model["dropout"], asFinite, `${at}.dropout`)) throw new MoeError("unsupported", `${at}.dropout: a tokenizer must be deterministic`);
+  if (optional(model["dropout"], asFinite, `${at}.dropout`))
+    throw new MoeError("unsupported", `${at}.dropout: a tokenizer must be deterministic`);
   const unkId = unknownId(model, vocabulary.pieceToId, at);
   const suffix = optional(model["end_of_word_suffix"], asString, `${at}.end_of_word_suffix`);
   const prefix = optional(model["continuing_subword_prefix"], asString, `${at}.continuing_subword_prefix`);
   if (suffix || prefix) {
     // Only old models (CLIP, GPT-1) mark word ends in the pieces; the package knows how.
     if (byteLevel) throw new MoeError("unsupported", `${at}: end_of_word_suffix with ByteLevel is not supported`);
-    readMerges(model["merges"], vocabulary.pieceToId, at, (left, right) => left + (prefix && right.startsWith(prefix) ? right.slice(prefix.length) : right));
+    readMerges(
+      model["merges"],
+      vocabulary.pieceToId,
+      at,
+      (left, right) => left + (prefix && right.startsWith(prefix) ? right.slice(prefix.length) : right),
+    );
     return packageModel(new BPE(model), vocabulary, at);
   }
-  const merges = new MergeTable(readMerges(model["merges"], vocabulary.pieceToId, at, (left, right) => left + right), dialect.firstMergeWins);
+  const merges = new MergeTable(
+    readMerges(model["merges"], vocabulary.pieceToId, at, (left, right) => left + right),
+    dialect.firstMergeWins,
+  );
   const ignoreMerges = flag(model, "ignore_merges", false, at);
   if (byteLevel) return new ByteLevelBpe({ merges, pieceToId: vocabulary.pieceToId, ignoreMerges, unkId });
   return new CharacterBpe({
@@ -237,7 +259,12 @@ function unknownId(model: JsonObject, pieceToId: ReadonlyMap<string, number>, at
 }
 
 /** Merges are "a b" or ["a", "b"]; both parts and the result must be pieces. */
-function readMerges(value: unknown, pieceToId: ReadonlyMap<string, number>, at: string, result: (left: string, right: string) => string): Merge[] {
+function readMerges(
+  value: unknown,
+  pieceToId: ReadonlyMap<string, number>,
+  at: string,
+  result: (left: string, right: string) => string,
+): Merge[] {
   return asArray(value, `${at}.merges`).map((entry, rank) => {
     const where = `${at}.merges[${rank}]`;
     const pair = typeof entry === "string" ? entry.split(" ") : asArray(entry, where);
@@ -287,7 +314,8 @@ function packageModel(model: { encode(words: string[]): string[] }, vocabulary: 
     encodeWord(word, out) {
       for (const piece of model.encode([word])) {
         const id = vocabulary.pieceToId.get(piece);
-        if (id === undefined) throw new MoeError("file", `${at}: expected every character or the unknown token in the vocabulary, got ${describe(piece)}`);
+        if (id === undefined)
+          throw new MoeError("file", `${at}: expected every character or the unknown token in the vocabulary, got ${describe(piece)}`);
         out.push(id);
       }
     },

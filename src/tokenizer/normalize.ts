@@ -21,7 +21,9 @@ export function buildNormalizer(value: unknown, at: string, depth = 0): Normaliz
   const type = asString(json["type"], `${at}.type`);
   switch (type) {
     case "Sequence": {
-      const steps = asArray(json["normalizers"], `${at}.normalizers`).map((step, i) => buildNormalizer(step, `${at}.normalizers[${i}]`, depth + 1));
+      const steps = asArray(json["normalizers"], `${at}.normalizers`).map((step, i) =>
+        buildNormalizer(step, `${at}.normalizers[${i}]`, depth + 1),
+      );
       return (text) => steps.reduce((result, step) => step(result), text);
     }
     case "NFC":

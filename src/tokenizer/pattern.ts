@@ -23,7 +23,8 @@ export function gpt2Pattern(): RegExp {
 export function patternOf(value: unknown, at: string): RegExp {
   const object = typeof value === "string" ? { String: value } : asObject(value, at);
   if (typeof object["String"] === "string") {
-    if (object["String"].length > maxPatternLength) throw fileError(at, `at most ${maxPatternLength} characters`, `${object["String"].length}`);
+    if (object["String"].length > maxPatternLength)
+      throw fileError(at, `at most ${maxPatternLength} characters`, `${object["String"].length}`);
     return new RegExp(object["String"].replace(/[\\^$.*+?()[\]{}|]/g, "\\$&"), "gu");
   }
   if (object["Regex"] === undefined) throw fileError(at, "{Regex} or {String}", describe(value));

@@ -32,18 +32,23 @@ export function buildPreTokenizer(value: unknown, at: string, depth = 0): PreTok
 }
 
 function sequence(json: JsonObject, at: string, depth: number): PreTokenizer {
-  const steps = asArray(json["pretokenizers"], `${at}.pretokenizers`).map((step, i) => buildPreTokenizer(step, `${at}.pretokenizers[${i}]`, depth + 1));
+  const steps = asArray(json["pretokenizers"], `${at}.pretokenizers`).map((step, i) =>
+    buildPreTokenizer(step, `${at}.pretokenizers[${i}]`, depth + 1),
+  );
   if (steps.slice(0, -1).some((step) => step.byteLevel)) {
     throw new MoeError("unsupported", `${at}: ByteLevel must be the last step of a sequence`);
   }
   if (steps.length === 1) return steps[0] as PreTokenizer;
   return {
     split: (text, atStart) =>
-      steps.reduce<readonly string[]>((words, step) => {
-        const next: string[] = [];
-        for (let i = 0; i < words.length; i++) for (const word of step.split(words[i] as string, atStart && i === 0)) next.push(word);
-        return next;
-      }, [text]),
+      steps.reduce<readonly string[]>(
+        (words, step) => {
+          const next: string[] = [];
+          for (let i = 0; i < words.length; i++) for (const word of step.split(words[i] as string, atStart && i === 0)) next.push(word);
+          return next;
+        },
+        [text],
+      ),
     byteLevel: steps.at(-1)?.byteLevel ?? false,
   };
 }
@@ -85,7 +90,8 @@ function simple(type: string, json: JsonObject, at: string): PreTokenize {
       return (text) => splitBy(text, punctuation(), behavior, false);
     }
     case "BertPreTokenizer":
-      return (text) => splitBy(text, new RegExp(space, "gu"), "Removed", false).flatMap((word) => splitBy(word, punctuation(), "Isolated", false));
+      return (text) =>
+        splitBy(text, new RegExp(space, "gu"), "Removed", false).flatMap((word) => splitBy(word, punctuation(), "Isolated", false));
     case "CharDelimiterSplit": {
       const pattern = patternOf({ String: asString(json["delimiter"], `${at}.delimiter`) }, at);
       return (text) => splitBy(text, pattern, "Removed", false);

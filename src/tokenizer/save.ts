@@ -61,7 +61,9 @@ function sentencePieceJson(model: SentencePieceModel): Record<string, unknown> {
     added_tokens: model.pieces.flatMap((content, id) => {
       const type = model.types[id];
       if (type !== pieceType.control && type !== pieceType.unknown && type !== pieceType.userDefined) return [];
-      return [{ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: type !== pieceType.userDefined }];
+      return [
+        { id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: type !== pieceType.userDefined },
+      ];
     }),
     normalizer: { type: "Sequence", normalizers: normalizers(model) },
     pre_tokenizer: null,

@@ -25,7 +25,7 @@ function mapped(text: string, map: CharsMap, userDefined: Trie): string[] {
   const bytes = new TextEncoder().encode(text);
   const chunks: string[] = [];
   let at = 0;
-  for (let i = 0; i < text.length; ) {
+  for (let i = 0; i < text.length;) {
     const symbol = userDefined.longestAt(text, i);
     const rule = symbol > 0 ? undefined : map.longestAt(bytes, at);
     if (rule !== undefined) {

@@ -71,7 +71,7 @@ function frozenSplit(symbols: Trie): (text: string) => string[] {
   return (text) => {
     const words: string[] = [];
     let from = 0;
-    for (let i = 0; i < text.length; ) {
+    for (let i = 0; i < text.length;) {
       const length = symbols.longestAt(text, i);
       if (length === 0) {
         i++;
@@ -215,7 +215,7 @@ function decoderOf(model: SentencePieceModel): DecodeChain {
 function decodeBytewise(bytes: Uint8Array): string {
   const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
   let text = "";
-  for (let at = 0; at < bytes.length; ) {
+  for (let at = 0; at < bytes.length;) {
     const first = bytes[at] as number;
     const length = first < 0x80 ? 1 : first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
     try {

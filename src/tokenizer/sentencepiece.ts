@@ -80,12 +80,16 @@ function readType(value: number, at: string): number {
   return value;
 }
 
-type TrainerPart = Pick<SentencePieceModel, "algorithm" | "byteFallback" | "whitespaceAsSuffix" | "unkId" | "bosId" | "eosId" | "padId" | "unkSurface">;
+type TrainerPart = Pick<
+  SentencePieceModel,
+  "algorithm" | "byteFallback" | "whitespaceAsSuffix" | "unkId" | "bosId" | "eosId" | "padId" | "unkSurface"
+>;
 
 function readTrainer(fields: readonly Field[], pieces: readonly string[], types: Uint8Array, path: string): TrainerPart {
   const at = `${path}: trainer_spec`;
   const modelType = numberField(fields, 3, 1, at);
-  if (modelType !== 1 && modelType !== 2) throw new MoeError("unsupported", `${at}: model_type 1 (unigram) or 2 (BPE) is supported, got ${modelType}`);
+  if (modelType !== 1 && modelType !== 2)
+    throw new MoeError("unsupported", `${at}: model_type 1 (unigram) or 2 (BPE) is supported, got ${modelType}`);
   // The processor ignores the ids of the trainer and finds the pieces by name.
   const named = (number: number, missing: string): number | undefined => {
     const id = pieces.indexOf(stringField(fields, number, missing, at));

@@ -58,7 +58,12 @@ const sentencePiece = (name: string, addBos = true): Tokenizer =>
 describe("tokenizer.model", () => {
   it.each(sentencePieceNames)("%s gives the ids and texts of sentencepiece", (name) => {
     const tokenizer = sentencePiece(name);
-    const expected = json(`${name}.expected.json`) as { ids: number[][]; decoded: string[]; samples: number[][]; decodedSamples: string[] } & Record<string, number>;
+    const expected = json(`${name}.expected.json`) as {
+      ids: number[][];
+      decoded: string[];
+      samples: number[][];
+      decodedSamples: string[];
+    } & Record<string, number>;
     for (const [i, input] of texts.entries()) {
       expect([...tokenizer.encode(input, unparsed)], input).toEqual(expected.ids[i]);
       expect(tokenizer.decode(expected.ids[i] ?? []), input).toBe(expected.decoded[i]);

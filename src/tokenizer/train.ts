@@ -46,14 +46,23 @@ export function trainByteBpe(texts: Iterable<string>, options: TrainOptions): Tr
   const { vocabSize, specialTokens } = options;
   const base = specialTokens.length + 256;
   if (!Number.isInteger(vocabSize) || vocabSize < base || vocabSize > 2 ** 20) {
-    throw new MoeError("configuration", `trainByteBpe: vocabSize must hold ${specialTokens.length} special tokens and 256 bytes, so ${base} to ${2 ** 20}; got ${vocabSize}`);
+    throw new MoeError(
+      "configuration",
+      `trainByteBpe: vocabSize must hold ${specialTokens.length} special tokens and 256 bytes, so ${base} to ${2 ** 20}; got ${vocabSize}`,
+    );
   }
   if (new Set(specialTokens).size !== specialTokens.length || specialTokens.includes("")) {
-    throw new MoeError("configuration", `trainByteBpe: specialTokens must be different and not empty, got ${JSON.stringify(specialTokens)}`);
+    throw new MoeError(
+      "configuration",
+      `trainByteBpe: specialTokens must be different and not empty, got ${JSON.stringify(specialTokens)}`,
+    );
   }
   for (const token of [options.eosToken, options.bosToken, options.padToken]) {
     if (token !== undefined && !specialTokens.includes(token)) {
-      throw new MoeError("configuration", `trainByteBpe: ${JSON.stringify(token)} must be one of specialTokens ${JSON.stringify(specialTokens)}`);
+      throw new MoeError(
+        "configuration",
+        `trainByteBpe: ${JSON.stringify(token)} must be one of specialTokens ${JSON.stringify(specialTokens)}`,
+      );
     }
   }
   const alphabet = byteAlphabet();
@@ -100,7 +109,12 @@ class Words {
       return row;
     });
     this.symbols = new Int32Array(total);
-    rows.forEach((row, i) => this.symbols.set(Int32Array.from(row, (byte) => idOfByte[byte] as number), this.starts[i]));
+    rows.forEach((row, i) =>
+      this.symbols.set(
+        Int32Array.from(row, (byte) => idOfByte[byte] as number),
+        this.starts[i],
+      ),
+    );
   }
 }
 
@@ -138,7 +152,8 @@ function learnMerges(words: Words, pieces: string[], vocabSize: number, minFrequ
   for (let word = 0; word < words.starts.length; word++) {
     const start = words.starts[word] as number;
     const end = start + (words.lengths[word] as number);
-    for (let i = start; i + 1 < end; i++) pairs.add(words.symbols[i] as number, words.symbols[i + 1] as number, words.counts[word] as number, word);
+    for (let i = start; i + 1 < end; i++)
+      pairs.add(words.symbols[i] as number, words.symbols[i + 1] as number, words.counts[word] as number, word);
   }
   const queue = new PairQueue();
   for (const pair of pairs.all) queue.push(pair);
@@ -257,7 +272,15 @@ function tokenizerJson(pieces: readonly string[], merges: readonly [string, stri
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: specialTokens.map((content, id) => ({ id, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true })),
+    added_tokens: specialTokens.map((content, id) => ({
+      id,
+      content,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+      special: true,
+    })),
     normalizer: null,
     pre_tokenizer: { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true },
     post_processor:

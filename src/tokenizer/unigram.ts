@@ -60,7 +60,7 @@ export class Unigram implements WordModel {
       at = start;
     }
     let afterUnknown = false;
-    for (let start = 0; start < word.length; ) {
+    for (let start = 0; start < word.length;) {
       const end = this.#from[start] as number;
       const id = this.#ids[end] as number;
       if (id >= 0) {
@@ -93,7 +93,7 @@ export class Unigram implements WordModel {
     this.#from.fill(-1, 0, length + 1);
     const { singlePrecision, unkScore } = this.#options;
     best[0] = 0;
-    for (let start = 0; start < length; ) {
+    for (let start = 0; start < length;) {
       const width = (text.codePointAt(start) as number) > 0xffff ? 2 : 1;
       const scoreHere = best[start] as number;
       let coversCharacter = false;

@@ -14,7 +14,9 @@ const folder = mkdtempSync(join(tmpdir(), "moe-package-"));
 afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
 });
-const registry = spawnSync("npm", ["ping"], { encoding: "utf8", timeout: 20_000 }).status === 0 || spawnSync("npm", ["view", "koffi", "version"], { timeout: 20_000 }).status === 0;
+const registry =
+  spawnSync("npm", ["ping"], { encoding: "utf8", timeout: 20_000 }).status === 0 ||
+  spawnSync("npm", ["view", "koffi", "version"], { timeout: 20_000 }).status === 0;
 
 /** Bytes that files take, links not followed. */
 function sizeOf(path: string): number {
@@ -30,25 +32,35 @@ describe("the package", () => {
     expect(bytes).toBeLessThan(400e6);
   });
 
-  test.skipIf(!registry)(`installs in an empty folder and runs the example${registry ? "" : " (skipped: the package registry is not reachable)"}`, { timeout: 300_000 }, () => {
-    const run = (command: string, args: readonly string[], cwd: string): string => execFileSync(command, args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
-    const [packed] = JSON.parse(run("npm", ["pack", "--json", "--pack-destination", folder], root).replace(/^[^[]*/, "")) as { filename: string; files: { path: string }[] }[];
-    const paths = (packed?.files ?? []).map(({ path }) => path);
-    expect(paths).toContain("dist/api/index.js");
-    expect(paths).toContain("dist/api/index.d.ts");
-    expect(paths).toContain("native/prebuilt/moe.wasm");
-    expect(paths.filter((path) => /\.test\.|golden|node_modules/.test(path))).toEqual([]);
+  test.skipIf(!registry)(
+    `installs in an empty folder and runs the example${registry ? "" : " (skipped: the package registry is not reachable)"}`,
+    { timeout: 300_000 },
+    () => {
+      const run = (command: string, args: readonly string[], cwd: string): string =>
+        execFileSync(command, args, { cwd, encoding: "utf8", stdio: ["ignore", "pipe", "inherit"] });
+      const [packed] = JSON.parse(run("npm", ["pack", "--json", "--pack-destination", folder], root).replace(/^[^[]*/, "")) as {
+        filename: string;
+        files: { path: string }[];
+      }[];
+      const paths = (packed?.files ?? []).map(({ path }) => path);
+      expect(paths).toContain("dist/api/index.js");
+      expect(paths).toContain("dist/api/index.d.ts");
+      expect(paths).toContain("native/prebuilt/moe.wasm");
+      expect(paths.filter((path) => /\.test\.|golden|node_modules/.test(path))).toEqual([]);
 
-    const user = join(folder, "user");
-    mkdirSync(user);
-    writeFileSync(join(user, "package.json"), JSON.stringify({ name: "user", type: "module", private: true }));
-    run("npm", ["install", "--no-audit", "--no-fund", join(folder, packed?.filename ?? "")], user);
-    copyFileSync(join(root, "examples", "loop.ts"), join(user, "loop.ts"));
-    const text = run(process.execPath, ["loop.ts"], user);
-    expect(text).toMatch(/\d+ parameters, \d+ active/);
-    expect(text).toMatch(/Tell me.*Muse/s);
-    const doctor = JSON.parse(run(process.execPath, [join("node_modules", "moe.ts", "dist", "cli", "main.js"), "doctor", "--json"], user)) as { engine: string };
-    expect(["native", "wasm"]).toContain(doctor.engine);
-    expect(readFileSync(join(user, "node_modules", "moe.ts", "LICENSE"), "utf8")).toContain("Apache License");
-  });
+      const user = join(folder, "user");
+      mkdirSync(user);
+      writeFileSync(join(user, "package.json"), JSON.stringify({ name: "user", type: "module", private: true }));
+      run("npm", ["install", "--no-audit", "--no-fund", join(folder, packed?.filename ?? "")], user);
+      copyFileSync(join(root, "examples", "loop.ts"), join(user, "loop.ts"));
+      const text = run(process.execPath, ["loop.ts"], user);
+      expect(text).toMatch(/\d+ parameters, \d+ active/);
+      expect(text).toMatch(/Tell me.*Muse/s);
+      const doctor = JSON.parse(
+        run(process.execPath, [join("node_modules", "moe.ts", "dist", "cli", "main.js"), "doctor", "--json"], user),
+      ) as { engine: string };
+      expect(["native", "wasm"]).toContain(doctor.engine);
+      expect(readFileSync(join(user, "node_modules", "moe.ts", "LICENSE"), "utf8")).toContain("Apache License");
+    },
+  );
 });

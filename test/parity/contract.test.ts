@@ -96,7 +96,9 @@ describe("the suite finds", () => {
   });
 
   test("a read behind an input that reaches the result", () => {
-    const reading = mistaken((reference, out, x, w, bias, M, N, K, ...types) => reference.kernels.linearForward(out, x + 4, w, bias, M, N, K, ...types));
+    const reading = mistaken((reference, out, x, w, bias, M, N, K, ...types) =>
+      reference.kernels.linearForward(out, x + 4, w, bias, M, N, K, ...types),
+    );
     expect(judge(reading, f32)).not.toBeNull();
   });
 
@@ -126,7 +128,10 @@ describe("the suite finds", () => {
       reference.kernels.linearForward(exact, x, w, bias, M, N, K, xDtype, wDtype, 0);
       const words = new Uint32Array(M * N);
       reference.read(words, exact);
-      reference.write(out, Uint16Array.from(words, (word) => word >>> 16));
+      reference.write(
+        out,
+        Uint16Array.from(words, (word) => word >>> 16),
+      );
       reference.free(exact);
     });
     expect(judge(truncating, bf16)).toMatch(/expected .* within/);

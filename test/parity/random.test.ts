@@ -31,7 +31,12 @@ const linear = fc
   .map(({ types, ...shape }) => casesOfShape(shape, types));
 
 const grouped = fc
-  .record({ rows: fc.array(fc.integer({ min: 0, max: 30 }), { maxLength: 7 }), N: size(50), K: size(50), types: fc.tuple(dtype, dtype, dtype) })
+  .record({
+    rows: fc.array(fc.integer({ min: 0, max: 30 }), { maxLength: 7 }),
+    N: size(50),
+    K: size(50),
+    types: fc.tuple(dtype, dtype, dtype),
+  })
   .map(({ types, ...groups }) => casesOfGroups(groups, types));
 
 const layers = fc
@@ -63,11 +68,25 @@ const attention = fc
   });
 
 const moe = fc
-  .record({ T: size(100), E: fc.integer({ min: 2, max: 40 }), choices: fc.integer({ min: 1, max: 8 }), H: positive(70), capacity: fc.constantFrom(0, 1, 2, 5, 20), byProbability: flag, normalize: flag, unbiased: flag })
+  .record({
+    T: size(100),
+    E: fc.integer({ min: 2, max: 40 }),
+    choices: fc.integer({ min: 1, max: 8 }),
+    H: positive(70),
+    capacity: fc.constantFrom(0, 1, 2, 5, 20),
+    byProbability: flag,
+    normalize: flag,
+    unbiased: flag,
+  })
   .map(({ T, E, choices, H, capacity, byProbability, normalize, unbiased }) => {
     const k = Math.min(choices, E);
     const dispatch = { T, k, E, capacity, byProbability };
-    return [routerForwardCase({ T, E, k, normalize, unbiased, lambda: 1 }), dispatchPlanCase(dispatch), ...movementCases(dispatch, H), crossEntropyCase(T, E, 5, "in place")];
+    return [
+      routerForwardCase({ T, E, k, normalize, unbiased, lambda: 1 }),
+      dispatchPlanCase(dispatch),
+      ...movementCases(dispatch, H),
+      crossEntropyCase(T, E, 5, "in place"),
+    ];
   });
 
 const elementwise = fc.record({ n: size(3000), type: dtype }).map(({ n, type }) => [...arithmeticCases(n, type), adamwCase(n, type, 0.1)]);

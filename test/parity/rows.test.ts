@@ -15,7 +15,13 @@ import { runCase } from "./harness/run.ts";
 import { onEveryEngine } from "./harness/suite.ts";
 
 const fresh = (type: Operand["type"], count: number): Operand => output(type, count, { kind: "exact" });
-const allTypes: readonly Types[] = [["f32", "f32", "f32"], ["bf16", "bf16", "bf16"], ["f32", "bf16", "bf16"], ["f32", "f32", "bf16"], ["bf16", "f32", "f32"]];
+const allTypes: readonly Types[] = [
+  ["f32", "f32", "f32"],
+  ["bf16", "bf16", "bf16"],
+  ["f32", "bf16", "bf16"],
+  ["f32", "f32", "bf16"],
+  ["bf16", "f32", "f32"],
+];
 
 /** Runs a kernel; its outputs as bytes, in argument order. */
 function call(backend: Backend, kernel: KernelName, args: readonly Argument[]): Uint8Array[] {
@@ -32,7 +38,13 @@ function rowOf(outputs: readonly Uint8Array[], rows: number, r: number): Buffer 
  */
 function expectRowsAlone(rows: number, compute: (rows: readonly number[]) => Uint8Array[]): void {
   const whole = compute(Array.from({ length: rows }, (_, r) => r));
-  const choices = [[0], [rows - 1], [Math.floor(rows / 2)], ...[2, 3, 5, 9, 17].map((length) => Array.from({ length: Math.min(length, rows) }, (_, i) => (i * 7 + length) % rows)), new Random(rows).permutation(rows)];
+  const choices = [
+    [0],
+    [rows - 1],
+    [Math.floor(rows / 2)],
+    ...[2, 3, 5, 9, 17].map((length) => Array.from({ length: Math.min(length, rows) }, (_, i) => (i * 7 + length) % rows)),
+    new Random(rows).permutation(rows),
+  ];
   for (const choice of choices) {
     const part = compute(choice);
     for (const [i, r] of choice.entries()) {
@@ -46,7 +58,12 @@ function take(values: Float64Array, width: number, choice: readonly number[]): F
   return Float64Array.from(choice.flatMap((r) => [...values.subarray(r * width, (r + 1) * width)]));
 }
 
-const linearShapes = [[40, 67, 131], [19, 130, 8], [33, 5, 1100], [70, 96, 64]] as const;
+const linearShapes = [
+  [40, 67, 131],
+  [19, 130, 8],
+  [33, 5, 1100],
+  [70, 96, 64],
+] as const;
 
 await onEveryEngine((engine, open) => {
   test("linearForward gives a row the same bits whatever the other rows", () => {
@@ -74,7 +91,18 @@ await onEveryEngine((engine, open) => {
         expectRowsAlone(M, (choice) => {
           const dy = input(dyType, take(dys, N, choice));
           const dx = fresh(dxType, choice.length * K);
-          return call(open(2), "linearBackwardInput", [dx, dy, w, choice.length, N, K, { dtypeOf: dy }, { dtypeOf: w }, { dtypeOf: dx }, 0]);
+          return call(open(2), "linearBackwardInput", [
+            dx,
+            dy,
+            w,
+            choice.length,
+            N,
+            K,
+            { dtypeOf: dy },
+            { dtypeOf: w },
+            { dtypeOf: dx },
+            0,
+          ]);
         });
       }
     }
@@ -94,16 +122,41 @@ await onEveryEngine((engine, open) => {
       const grouped = {
         out: call(open(2), "groupedLinearForward", [out, x, w, offset, E, N, K, ...types]),
         dx: call(open(2), "groupedLinearBackwardInput", [dx, dy, w, offset, E, N, K, { dtypeOf: dy }, { dtypeOf: w }, { dtypeOf: dx }, 0]),
-        dw: call(open(2), "groupedLinearBackwardWeight", [fresh("f32", E * N * K), dy, x, offset, E, N, K, { dtypeOf: dy }, { dtypeOf: x }, 0]),
+        dw: call(open(2), "groupedLinearBackwardWeight", [
+          fresh("f32", E * N * K),
+          dy,
+          x,
+          offset,
+          E,
+          N,
+          K,
+          { dtypeOf: dy },
+          { dtypeOf: x },
+          0,
+        ]),
       };
       for (const [e, M] of groups.entries()) {
         const first = offsets[e] ?? 0;
-        const [xOne, dyOne] = [input(xType, xs.subarray(first * K, (first + M) * K)), input(xType, dys.subarray(first * N, (first + M) * N))];
+        const [xOne, dyOne] = [
+          input(xType, xs.subarray(first * K, (first + M) * K)),
+          input(xType, dys.subarray(first * N, (first + M) * N)),
+        ];
         const wOne = input(wType, ws.subarray(e * N * K, (e + 1) * N * K));
         const [outOne, dxOne] = [fresh(outType, M * N), fresh(outType, M * K)];
         const dense = {
           out: call(open(2), "linearForward", [outOne, xOne, wOne, 0, M, N, K, { dtypeOf: xOne }, { dtypeOf: wOne }, { dtypeOf: outOne }]),
-          dx: call(open(2), "linearBackwardInput", [dxOne, dyOne, wOne, M, N, K, { dtypeOf: dyOne }, { dtypeOf: wOne }, { dtypeOf: dxOne }, 0]),
+          dx: call(open(2), "linearBackwardInput", [
+            dxOne,
+            dyOne,
+            wOne,
+            M,
+            N,
+            K,
+            { dtypeOf: dyOne },
+            { dtypeOf: wOne },
+            { dtypeOf: dxOne },
+            0,
+          ]),
           dw: call(open(2), "linearBackwardWeight", [fresh("f32", N * K), dyOne, xOne, M, N, K, { dtypeOf: dyOne }, { dtypeOf: xOne }, 0]),
         };
         const width = elementWidth[outType];
@@ -122,12 +175,25 @@ await onEveryEngine((engine, open) => {
       const xs = random.normal(M * N, type);
       expectRowsAlone(M, (choice) => {
         const x = input(type, take(xs, N, choice));
-        return call(open(2), "rmsNormForward", [fresh(type, choice.length * N), fresh("f32", choice.length), x, w, choice.length, N, 1e-5, { dtypeOf: x }]);
+        return call(open(2), "rmsNormForward", [
+          fresh(type, choice.length * N),
+          fresh("f32", choice.length),
+          x,
+          w,
+          choice.length,
+          N,
+          1e-5,
+          { dtypeOf: x },
+        ]);
       });
     }
     const xs = random.normal(M * N);
-    expectRowsAlone(M, (choice) => call(open(2), "softmaxRows", [fresh("f32", choice.length * N), input("f32", take(xs, N, choice)), choice.length, N]));
-    expectRowsAlone(M, (choice) => call(open(2), "argmaxRows", [fresh("i32", choice.length), input("f32", take(xs, N, choice)), choice.length, N]));
+    expectRowsAlone(M, (choice) =>
+      call(open(2), "softmaxRows", [fresh("f32", choice.length * N), input("f32", take(xs, N, choice)), choice.length, N]),
+    );
+    expectRowsAlone(M, (choice) =>
+      call(open(2), "argmaxRows", [fresh("i32", choice.length), input("f32", take(xs, N, choice)), choice.length, N]),
+    );
   });
 
   test("crossEntropy gives a row the same bits whatever the other rows", () => {
@@ -136,7 +202,14 @@ await onEveryEngine((engine, open) => {
     const [logits, targets] = [random.normal(M * V), random.integers(M, -1, V - 1)];
     expectRowsAlone(M, (choice) => {
       const inputs = [input("f32", take(logits, V, choice)), input("i32", take(targets, 1, choice))];
-      return call(open(2), "crossEntropy", [fresh("f32", choice.length), fresh("f32", choice.length * V), ...inputs, choice.length, V, 0.3]);
+      return call(open(2), "crossEntropy", [
+        fresh("f32", choice.length),
+        fresh("f32", choice.length * V),
+        ...inputs,
+        choice.length,
+        V,
+        0.3,
+      ]);
     });
   });
 
@@ -146,7 +219,19 @@ await onEveryEngine((engine, open) => {
       const logits = new Random(E).normal(T * E);
       expectRowsAlone(T, (choice) => {
         const n = choice.length;
-        return call(open(2), "routerForward", [fresh("f32", n * E), fresh("f32", n * k), fresh("i32", n * k), input("f32", take(logits, E, choice)), n, E, k, normalize, 0, 1.5, 1e-6]);
+        return call(open(2), "routerForward", [
+          fresh("f32", n * E),
+          fresh("f32", n * k),
+          fresh("i32", n * k),
+          input("f32", take(logits, E, choice)),
+          n,
+          E,
+          k,
+          normalize,
+          0,
+          1.5,
+          1e-6,
+        ]);
       });
     }
   });
@@ -158,7 +243,13 @@ await onEveryEngine((engine, open) => {
       const [gates, ups] = [random.normal(n, type, 3), random.normal(n, type)];
       expectRowsAlone(n, (choice) => {
         const gate = input(type, take(gates, 1, choice));
-        return call(open(2), "swigluForward", [fresh(type, choice.length), gate, input(type, take(ups, 1, choice)), choice.length, { dtypeOf: gate }]);
+        return call(open(2), "swigluForward", [
+          fresh(type, choice.length),
+          gate,
+          input(type, take(ups, 1, choice)),
+          choice.length,
+          { dtypeOf: gate },
+        ]);
       });
     }
   });
@@ -193,7 +284,13 @@ interface Placement {
   readonly tail: number;
 }
 
-function attention(backend: Backend, shape: AttentionShape, inputs: AttentionInputs, type: "f32" | "bf16", { from, to, shift, tail }: Placement): Uint8Array[] {
+function attention(
+  backend: Backend,
+  shape: AttentionShape,
+  inputs: AttentionInputs,
+  type: "f32" | "bf16",
+  { from, to, shift, tail }: Placement,
+): Uint8Array[] {
   const { Hq, Hkv, D, S, window, gap, keyBase, keyEnd } = shape;
   const { qStride, kvStride, scale } = inputs;
   const longer = (values: Float64Array): Operand => {
@@ -203,21 +300,49 @@ function attention(backend: Backend, shape: AttentionShape, inputs: AttentionInp
   };
   const T = to - from;
   const q = input(type, inputs.q.subarray(from * qStride, to * qStride - gap));
-  const ranges = [keyBase, keyEnd].map((rows) => input("i32", rows.slice(from, to).map((row) => row + shift)));
+  const ranges = [keyBase, keyEnd].map((rows) =>
+    input(
+      "i32",
+      rows.slice(from, to).map((row) => row + shift),
+    ),
+  );
   const args = [fresh(type, T * Hq * D), fresh("f32", Hq * T), q, longer(inputs.k), longer(inputs.v), ...ranges];
-  return call(backend, "attentionForward", [...args, T, S + shift + tail, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, { dtypeOf: q }]);
+  return call(backend, "attentionForward", [
+    ...args,
+    T,
+    S + shift + tail,
+    Hq,
+    Hkv,
+    D,
+    qStride,
+    kvStride,
+    kvStride,
+    window,
+    scale,
+    { dtypeOf: q },
+  ]);
 }
 
 function expectSameAttention(backend: Backend, shape: AttentionShape, type: "f32" | "bf16"): void {
   const inputs = attentionInputs(shape, type, shape.S);
   const { Hq, D } = shape;
   const { T } = inputs;
-  const [whole = new Uint8Array(), wholeLse = new Uint8Array()] = attention(backend, shape, inputs, type, { from: 0, to: T, shift: 0, tail: 0 });
+  const [whole = new Uint8Array(), wholeLse = new Uint8Array()] = attention(backend, shape, inputs, type, {
+    from: 0,
+    to: T,
+    shift: 0,
+    tail: 0,
+  });
   const rowBytes = Hq * D * elementWidth[type];
   const cuts = [0, 1, 2, 9, 40, 41, 65, T].filter((cut) => cut <= T);
   const chunks = cuts.slice(1).map((to, i) => ({ from: cuts[i] ?? 0, to }));
   for (const { from, to } of [...chunks, { from: 0, to: T }]) {
-    for (const [shift, tail] of [[0, 0], [0, 70], [37, 5], [64, 0]] as const) {
+    for (const [shift, tail] of [
+      [0, 0],
+      [0, 70],
+      [37, 5],
+      [64, 0],
+    ] as const) {
       const [part = new Uint8Array(), lse = new Uint8Array()] = attention(backend, shape, inputs, type, { from, to, shift, tail });
       const what = `queries ${from} to ${to} of ${T}, keys moved by ${shift}, ${tail} behind, D ${D}`;
       expect(Buffer.from(whole.subarray(from * rowBytes, to * rowBytes)).equals(part), what).toBe(true);

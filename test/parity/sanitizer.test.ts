@@ -18,7 +18,12 @@ function runtime(name: string): string | null {
 }
 
 const runtimes = process.platform === "linux" ? ["libasan.so", "libubsan.so"].map(runtime) : [];
-const reason = process.env["MOE_LONG"] !== "1" ? "takes minutes; set MOE_LONG=1" : runtimes.length === 0 || runtimes.includes(null) ? "the C compiler has no libasan.so and libubsan.so" : null;
+const reason =
+  process.env["MOE_LONG"] !== "1"
+    ? "takes minutes; set MOE_LONG=1"
+    : runtimes.length === 0 || runtimes.includes(null)
+      ? "the C compiler has no libasan.so and libubsan.so"
+      : null;
 const title = "no kernel reads or writes outside its operands, or does what C leaves undefined";
 
 const library = `${root}build/native/${process.platform}-${process.arch}-sanitize/libmoe.so`;

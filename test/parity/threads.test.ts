@@ -12,11 +12,20 @@ import { onEveryEngine } from "./harness/suite.ts";
 
 const stride = process.env["MOE_LONG"] === "1" ? 1 : 5;
 const large = largeCases();
-const cases = new Map([...allCases()].map(([kernel, all]) => [kernel, [...all.filter((_, i) => i % stride === 0), ...large.filter((one) => one.kernel === kernel)]]));
+const cases = new Map(
+  [...allCases()].map(([kernel, all]) => [
+    kernel,
+    [...all.filter((_, i) => i % stride === 0), ...large.filter((one) => one.kernel === kernel)],
+  ]),
+);
 
 /** The outputs of a case, as bytes. */
 function bits(backend: Backend, one: Case): Buffer {
-  return Buffer.concat([...runCase(backend, one).entries()].map(([{ check }, { bytes }]) => (check?.kind === "exact" && check.count !== undefined ? bytes.subarray(0, check.count * 4) : bytes)));
+  return Buffer.concat(
+    [...runCase(backend, one).entries()].map(([{ check }, { bytes }]) =>
+      check?.kind === "exact" && check.count !== undefined ? bytes.subarray(0, check.count * 4) : bytes,
+    ),
+  );
 }
 
 await onEveryEngine(

@@ -20,7 +20,17 @@ export function swigluForward(memory: ReferenceMemory, out: Ptr, gate: Ptr, up: 
 }
 
 /** dUp = dOut silu(gate); dGate = dOut up silu'(gate), where silu'(z) = s (1 + z (1 - s)) with s = sigmoid(z). */
-export function swigluBackward(memory: ReferenceMemory, dGate: Ptr, dUp: Ptr, dOut: Ptr, gate: Ptr, up: Ptr, n: number, dtype: DTypeCode, accumulate: number): void {
+export function swigluBackward(
+  memory: ReferenceMemory,
+  dGate: Ptr,
+  dUp: Ptr,
+  dOut: Ptr,
+  gate: Ptr,
+  up: Ptr,
+  n: number,
+  dtype: DTypeCode,
+  accumulate: number,
+): void {
   const dOuts = memory.load(dOut, n, dtype);
   const gates = memory.load(gate, n, dtype);
   const ups = memory.load(up, n, dtype);

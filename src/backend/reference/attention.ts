@@ -26,7 +26,14 @@ function extent(rows: number, width: number, stride: number): number {
 }
 
 /** Keys first..end-1 of every query (end <= first: none). Throws `internal` where a key outside 0..S-1 is asked for. */
-function keyRanges(memory: ReferenceMemory, keyBase: Ptr, keyEnd: Ptr, T: number, S: number, window: number): { first: number; end: number }[] {
+function keyRanges(
+  memory: ReferenceMemory,
+  keyBase: Ptr,
+  keyEnd: Ptr,
+  T: number,
+  S: number,
+  window: number,
+): { first: number; end: number }[] {
   const bases = memory.loadI32(keyBase, T);
   const ends = memory.loadI32(keyEnd, T);
   return Array.from({ length: T }, (_, t) => {
@@ -51,11 +58,32 @@ function addScaled(to: Float64Array, toStart: number, factor: number, from: Floa
 }
 
 function keyHead(h: number, { Hq, Hkv }: Shape): number {
-  if (Hq % Hkv !== 0) throw new MoeError("internal", `reference attention: expected query heads to be a multiple of key heads, got ${Hq} and ${Hkv}`);
+  if (Hq % Hkv !== 0)
+    throw new MoeError("internal", `reference attention: expected query heads to be a multiple of key heads, got ${Hq} and ${Hkv}`);
   return Math.floor(h / (Hq / Hkv));
 }
 
-export function attentionForward(memory: ReferenceMemory, out: Ptr, lse: Ptr, q: Ptr, k: Ptr, v: Ptr, keyBase: Ptr, keyEnd: Ptr, T: number, S: number, Hq: number, Hkv: number, D: number, qStride: number, kStride: number, vStride: number, window: number, scale: number, dtype: DTypeCode): void {
+export function attentionForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  lse: Ptr,
+  q: Ptr,
+  k: Ptr,
+  v: Ptr,
+  keyBase: Ptr,
+  keyEnd: Ptr,
+  T: number,
+  S: number,
+  Hq: number,
+  Hkv: number,
+  D: number,
+  qStride: number,
+  kStride: number,
+  vStride: number,
+  window: number,
+  scale: number,
+  dtype: DTypeCode,
+): void {
   const shape = { T, S, Hq, Hkv, D };
   const qs = memory.load(q, extent(T, Hq * D, qStride), dtype);
   const ks = memory.load(k, extent(S, Hkv * D, kStride), dtype);
@@ -66,7 +94,10 @@ export function attentionForward(memory: ReferenceMemory, out: Ptr, lse: Ptr, q:
     if (end <= first) continue;
     for (let h = 0; h < Hq; h++) {
       const head = keyHead(h, shape) * D;
-      const scores = Float64Array.from({ length: end - first }, (_, i) => scale * dot(qs, t * qStride + h * D, ks, (first + i) * kStride + head, D));
+      const scores = Float64Array.from(
+        { length: end - first },
+        (_, i) => scale * dot(qs, t * qStride + h * D, ks, (first + i) * kStride + head, D),
+      );
       const max = scores.reduce((a, b) => Math.max(a, b));
       const sum = scores.reduce((total, score) => total + Math.exp(score - max), 0);
       lses[h * T + t] = max + Math.log(sum);
@@ -80,7 +111,32 @@ export function attentionForward(memory: ReferenceMemory, out: Ptr, lse: Ptr, q:
   if (lse !== 0) memory.storeF32(lse, lses);
 }
 
-export function attentionBackward(memory: ReferenceMemory, dq: Ptr, dk: Ptr, dv: Ptr, dOut: Ptr, q: Ptr, k: Ptr, v: Ptr, out: Ptr, lse: Ptr, keyBase: Ptr, keyEnd: Ptr, T: number, S: number, Hq: number, Hkv: number, D: number, qStride: number, kStride: number, vStride: number, window: number, scale: number, dtype: DTypeCode, accumulate: number): void {
+export function attentionBackward(
+  memory: ReferenceMemory,
+  dq: Ptr,
+  dk: Ptr,
+  dv: Ptr,
+  dOut: Ptr,
+  q: Ptr,
+  k: Ptr,
+  v: Ptr,
+  out: Ptr,
+  lse: Ptr,
+  keyBase: Ptr,
+  keyEnd: Ptr,
+  T: number,
+  S: number,
+  Hq: number,
+  Hkv: number,
+  D: number,
+  qStride: number,
+  kStride: number,
+  vStride: number,
+  window: number,
+  scale: number,
+  dtype: DTypeCode,
+  accumulate: number,
+): void {
   const shape = { T, S, Hq, Hkv, D };
   const qs = memory.load(q, extent(T, Hq * D, qStride), dtype);
   const ks = memory.load(k, extent(S, Hkv * D, kStride), dtype);

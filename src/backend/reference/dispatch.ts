@@ -10,13 +10,27 @@ import { elementBytes } from "./convert.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
 
-export function dispatchPlan(memory: ReferenceMemory, offsets: Ptr, rowToken: Ptr, slotRow: Ptr, counts: Ptr, indices: Ptr, weights: Ptr, T: number, k: number, E: number, capacity: number, byProbability: number): void {
+export function dispatchPlan(
+  memory: ReferenceMemory,
+  offsets: Ptr,
+  rowToken: Ptr,
+  slotRow: Ptr,
+  counts: Ptr,
+  indices: Ptr,
+  weights: Ptr,
+  T: number,
+  k: number,
+  E: number,
+  capacity: number,
+  byProbability: number,
+): void {
   const experts = memory.loadI32(indices, T * k);
   const priorities = byProbability === 1 && capacity > 0 ? memory.loadF32(weights, T * k) : new Float64Array(T * k);
   const slotsOf = Array.from({ length: E }, (): number[] => []);
   for (const [slot, e] of experts.entries()) {
     const slots = slotsOf[e];
-    if (slots === undefined) throw new MoeError("internal", `reference dispatchPlan: expected an expert below ${E}, got ${e} in slot ${slot}`);
+    if (slots === undefined)
+      throw new MoeError("internal", `reference dispatchPlan: expected an expert below ${E}, got ${e} in slot ${slot}`);
     slots.push(slot);
   }
   const starts = new Int32Array(E + 1);
@@ -39,7 +53,17 @@ export function dispatchPlan(memory: ReferenceMemory, offsets: Ptr, rowToken: Pt
   );
 }
 
-export function permuteBackward(memory: ReferenceMemory, dx: Ptr, dOut: Ptr, slotRow: Ptr, T: number, k: number, H: number, dtype: DTypeCode, accumulate: number): void {
+export function permuteBackward(
+  memory: ReferenceMemory,
+  dx: Ptr,
+  dOut: Ptr,
+  slotRow: Ptr,
+  T: number,
+  k: number,
+  H: number,
+  dtype: DTypeCode,
+  accumulate: number,
+): void {
   const rows = memory.loadI32(slotRow, T * k);
   const dxs = new Float64Array(T * H);
   for (const [slot, row] of rows.entries()) {
@@ -51,7 +75,17 @@ export function permuteBackward(memory: ReferenceMemory, dx: Ptr, dOut: Ptr, slo
   memory.storeOrAdd(dx, dxs, dtype, accumulate);
 }
 
-export function combineForward(memory: ReferenceMemory, out: Ptr, y: Ptr, slotRow: Ptr, weights: Ptr, T: number, k: number, H: number, dtype: DTypeCode): void {
+export function combineForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  y: Ptr,
+  slotRow: Ptr,
+  weights: Ptr,
+  T: number,
+  k: number,
+  H: number,
+  dtype: DTypeCode,
+): void {
   const rows = memory.loadI32(slotRow, T * k);
   const ws = memory.loadF32(weights, T * k);
   const outs = new Float64Array(T * H);
@@ -64,7 +98,19 @@ export function combineForward(memory: ReferenceMemory, out: Ptr, y: Ptr, slotRo
   memory.store(out, outs, dtype);
 }
 
-export function combineBackward(memory: ReferenceMemory, dy: Ptr, dWeights: Ptr, dOut: Ptr, y: Ptr, slotRow: Ptr, weights: Ptr, T: number, k: number, H: number, dtype: DTypeCode): void {
+export function combineBackward(
+  memory: ReferenceMemory,
+  dy: Ptr,
+  dWeights: Ptr,
+  dOut: Ptr,
+  y: Ptr,
+  slotRow: Ptr,
+  weights: Ptr,
+  T: number,
+  k: number,
+  H: number,
+  dtype: DTypeCode,
+): void {
   const rows = memory.loadI32(slotRow, T * k);
   const ws = memory.loadF32(weights, T * k);
   const dOuts = memory.load(dOut, T * H, dtype);

@@ -8,7 +8,16 @@ import { elementBytes } from "./convert.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
 
-export function embeddingForward(memory: ReferenceMemory, out: Ptr, table: Ptr, ids: Ptr, M: number, H: number, V: number, dtype: DTypeCode): void {
+export function embeddingForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  table: Ptr,
+  ids: Ptr,
+  M: number,
+  H: number,
+  V: number,
+  dtype: DTypeCode,
+): void {
   const tokens = memory.loadI32(ids, M);
   const rowBytes = H * elementBytes(dtype);
   if (rowBytes === 0) return;
@@ -20,7 +29,16 @@ export function embeddingForward(memory: ReferenceMemory, out: Ptr, table: Ptr, 
   }
 }
 
-export function embeddingBackward(memory: ReferenceMemory, dTable: Ptr, dOut: Ptr, ids: Ptr, M: number, H: number, V: number, dtype: DTypeCode): void {
+export function embeddingBackward(
+  memory: ReferenceMemory,
+  dTable: Ptr,
+  dOut: Ptr,
+  ids: Ptr,
+  M: number,
+  H: number,
+  V: number,
+  dtype: DTypeCode,
+): void {
   const tokens = memory.loadI32(ids, M);
   const dOuts = memory.load(dOut, M * H, dtype);
   // One sum a distinct id, so that a table row is rounded once however often its id occurs.

@@ -56,10 +56,13 @@ function expectGradient({ inputs, forward, backward }: Gradient, tolerance = 2e-
   );
   for (const [n, input] of inputs.entries()) {
     for (let i = 0; i < input.length; i++) {
-      const moved = (by: number): Float32Array[] => inputs.map((other, o) => (o === n ? other.map((value, j) => (j === i ? value + by : value)) : other));
+      const moved = (by: number): Float32Array[] =>
+        inputs.map((other, o) => (o === n ? other.map((value, j) => (j === i ? value + by : value)) : other));
       const numeric = (objective(moved(step)) - objective(moved(-step))) / (2 * step);
       const found = analytic[n]?.[i] ?? Number.NaN;
-      expect(Math.abs(found - numeric), `input ${n}, element ${i}: ${found} for ${numeric}`).toBeLessThanOrEqual(tolerance * (1 + Math.abs(numeric)));
+      expect(Math.abs(found - numeric), `input ${n}, element ${i}: ${found} for ${numeric}`).toBeLessThanOrEqual(
+        tolerance * (1 + Math.abs(numeric)),
+      );
     }
   }
 }
@@ -113,7 +116,12 @@ describe("the reference backward of", () => {
         return s.get(out, M * H);
       },
       backward: (s, [x = 0, w = 0], dOut) => {
-        const [out, rstd, dx, dw] = [s.backend.alloc(M * H * 4), s.backend.alloc(M * 4), s.backend.alloc(M * H * 4), s.put(new Float32Array(H))];
+        const [out, rstd, dx, dw] = [
+          s.backend.alloc(M * H * 4),
+          s.backend.alloc(M * 4),
+          s.backend.alloc(M * H * 4),
+          s.put(new Float32Array(H)),
+        ];
         s.backend.kernels.rmsNormForward(out, rstd, x, w, M, H, 1e-2, f32);
         s.backend.kernels.rmsNormBackward(dx, dw, s.put(dOut), x, w, rstd, M, H, f32, 0);
         return [s.get(dx, M * H), s.get(dw, H)];
@@ -130,7 +138,11 @@ describe("the reference backward of", () => {
       s.backend.kernels.ropeApply(x, table, s.put(Int32Array.of(4, 0, 2)), M, heads, headDim, heads * headDim, half, inverse, f32);
       return s.get(x, size);
     };
-    expectGradient({ inputs: [values(size, 1)], forward: (s, [x = 0]) => rotate(s, x, 0), backward: (s, _, dOut) => [rotate(s, s.put(dOut), 1)] });
+    expectGradient({
+      inputs: [values(size, 1)],
+      forward: (s, [x = 0]) => rotate(s, x, 0),
+      backward: (s, _, dOut) => [rotate(s, s.put(dOut), 1)],
+    });
   });
 
   test("swiglu is the gradient of its forward", () => {
@@ -181,7 +193,13 @@ describe("the reference backward of", () => {
         return s.get(out, size);
       },
       backward: (s, [q = 0, k = 0, v = 0], dOut) => {
-        const [out, lse, dq, dk, dv] = [s.backend.alloc(size * 4), s.backend.alloc(T * Hq * 4), s.backend.alloc(size * 4), s.backend.alloc(keySize * 4), s.backend.alloc(keySize * 4)];
+        const [out, lse, dq, dk, dv] = [
+          s.backend.alloc(size * 4),
+          s.backend.alloc(T * Hq * 4),
+          s.backend.alloc(size * 4),
+          s.backend.alloc(keySize * 4),
+          s.backend.alloc(keySize * 4),
+        ];
         const [base, end] = [s.put(bases), s.put(ends)];
         s.backend.kernels.attentionForward(out, lse, q, k, v, base, end, ...tail);
         s.backend.kernels.attentionBackward(dq, dk, dv, s.put(dOut), q, k, v, out, lse, base, end, ...tail, 0);
@@ -209,7 +227,11 @@ describe("the reference backward of", () => {
     });
   });
 
-  for (const { normalize, unbiased } of [{ normalize: 0, unbiased: 0 }, { normalize: 1, unbiased: 0 }, { normalize: 1, unbiased: 1 }]) {
+  for (const { normalize, unbiased } of [
+    { normalize: 0, unbiased: 0 },
+    { normalize: 1, unbiased: 0 },
+    { normalize: 1, unbiased: 1 },
+  ]) {
     test(`router is the gradient of its weights and probabilities (normalize ${normalize}, unbiased ${unbiased})`, () => {
       const [T, E, k] = [3, 6, 2];
       const tail = [T, E, k, normalize, unbiased, 1.7, 1e-3] as const;
@@ -227,7 +249,16 @@ describe("the reference backward of", () => {
         backward: (s, [logits = 0], dOut) => {
           const { probs, weights, indices } = outputs(s, logits);
           const dLogits = s.backend.alloc(T * E * 4);
-          s.backend.kernels.routerBackward(dLogits, s.put(dOut.slice(0, T * k)), s.put(dOut.slice(T * k)), probs, weights, indices, logits, ...tail);
+          s.backend.kernels.routerBackward(
+            dLogits,
+            s.put(dOut.slice(0, T * k)),
+            s.put(dOut.slice(T * k)),
+            probs,
+            weights,
+            indices,
+            logits,
+            ...tail,
+          );
           return [s.get(dLogits, T * E)];
         },
       });

@@ -15,7 +15,15 @@ import { attentionBackward, attentionForward } from "./attention.ts";
 import { combineBackward, combineForward, dispatchPlan, permuteBackward } from "./dispatch.ts";
 import { accumulate, add, addBias, allFinite, cast, copyRows, fillF32, gatherRows, scale, sumSquares } from "./elementwise.ts";
 import { embeddingBackward, embeddingForward } from "./embedding.ts";
-import { groupedLinearBackwardInput, groupedLinearBackwardWeight, groupedLinearForward, linearBackwardBias, linearBackwardInput, linearBackwardWeight, linearForward } from "./linear.ts";
+import {
+  groupedLinearBackwardInput,
+  groupedLinearBackwardWeight,
+  groupedLinearForward,
+  linearBackwardBias,
+  linearBackwardInput,
+  linearBackwardWeight,
+  linearForward,
+} from "./linear.ts";
 import { argmaxRows, crossEntropy, softmaxRows } from "./loss.ts";
 import { ReferenceMemory } from "./memory.ts";
 import { rmsNormBackward, rmsNormForward } from "./norm.ts";
@@ -70,7 +78,8 @@ export const referenceKernels = {
 function convert(name: KernelName, position: number, code: string, value: number): number {
   const whole = Number.isSafeInteger(value);
   const valid = code === "f" ? typeof value === "number" : code === "i" ? whole && (value | 0) === value : whole && value >= 0;
-  if (!valid) throw new MoeError("internal", `${name}: expected argument ${position} of code "${code}" (kernelSignatures), got ${String(value)}`);
+  if (!valid)
+    throw new MoeError("internal", `${name}: expected argument ${position} of code "${code}" (kernelSignatures), got ${String(value)}`);
   return code === "f" ? Math.fround(value) : value;
 }
 
@@ -79,7 +88,8 @@ function bind(memory: ReferenceMemory): Kernels {
     const name = key as KernelName;
     const implementation = referenceKernels[name] as (memory: ReferenceMemory, ...args: number[]) => void;
     const kernel = (...args: number[]): void => {
-      if (args.length !== signature.length) throw new MoeError("internal", `${name}: expected ${signature.length} arguments, got ${args.length}`);
+      if (args.length !== signature.length)
+        throw new MoeError("internal", `${name}: expected ${signature.length} arguments, got ${args.length}`);
       implementation(memory, ...args.map((value, i) => convert(name, i, signature.charAt(i), value)));
     };
     return [name, kernel];

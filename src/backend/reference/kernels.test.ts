@@ -26,7 +26,16 @@ function setup() {
     backend.read(out, ptr);
     return [...out];
   };
-  return { backend, kernels: backend.kernels, put, floats, ints, getF32, getI32, room: (count: number): number => backend.alloc(count * 4) };
+  return {
+    backend,
+    kernels: backend.kernels,
+    put,
+    floats,
+    ints,
+    getF32,
+    getI32,
+    room: (count: number): number => backend.alloc(count * 4),
+  };
 }
 
 function expectClose(found: readonly number[], expected: readonly number[]): void {
@@ -103,7 +112,26 @@ describe("forward kernels", () => {
     const { kernels, floats, ints, getF32, room } = setup();
     const [out, lse] = [room(2), room(2)];
     // Scores of the second query: log 1 and log 3.
-    kernels.attentionForward(out, lse, floats(1, 1), floats(0, Math.log(3)), floats(8, 4), ints(0, 0), ints(0, 2), 2, 2, 1, 1, 1, 1, 1, 1, 0, 1, f32);
+    kernels.attentionForward(
+      out,
+      lse,
+      floats(1, 1),
+      floats(0, Math.log(3)),
+      floats(8, 4),
+      ints(0, 0),
+      ints(0, 2),
+      2,
+      2,
+      1,
+      1,
+      1,
+      1,
+      1,
+      1,
+      0,
+      1,
+      f32,
+    );
     expectClose(getF32(out, 2), [0, 8 / 4 + (4 * 3) / 4]);
     expect(getF32(lse, 2)[0]).toBe(-Infinity);
     expect(getF32(lse, 2)[1]).toBeCloseTo(Math.log(4), 6);
@@ -181,7 +209,12 @@ describe("forward kernels", () => {
     backend.read(sum, total);
     expect(sum[0]).toBe(169);
     const finite = room(1);
-    for (const [value, expected] of [[1, 1], [Infinity, 0], [-Infinity, 0], [Number.NaN, 0]] as const) {
+    for (const [value, expected] of [
+      [1, 1],
+      [Infinity, 0],
+      [-Infinity, 0],
+      [Number.NaN, 0],
+    ] as const) {
       kernels.allFinite(finite, floats(0, value, 0), 3);
       expect(getI32(finite, 1)).toEqual([expected]);
     }

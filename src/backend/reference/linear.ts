@@ -11,7 +11,19 @@ import { elementBytes } from "./convert.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
 
-export function linearForward(memory: ReferenceMemory, out: Ptr, x: Ptr, w: Ptr, bias: Ptr, M: number, N: number, K: number, xDtype: DTypeCode, wDtype: DTypeCode, outDtype: DTypeCode): void {
+export function linearForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  x: Ptr,
+  w: Ptr,
+  bias: Ptr,
+  M: number,
+  N: number,
+  K: number,
+  xDtype: DTypeCode,
+  wDtype: DTypeCode,
+  outDtype: DTypeCode,
+): void {
   const xs = memory.load(x, M * K, xDtype);
   const ws = memory.load(w, N * K, wDtype);
   const biases = bias === 0 ? new Float64Array(N) : memory.loadF32(bias, N);
@@ -26,7 +38,19 @@ export function linearForward(memory: ReferenceMemory, out: Ptr, x: Ptr, w: Ptr,
   memory.store(out, ys, outDtype);
 }
 
-export function linearBackwardInput(memory: ReferenceMemory, dx: Ptr, dy: Ptr, w: Ptr, M: number, N: number, K: number, dyDtype: DTypeCode, wDtype: DTypeCode, dxDtype: DTypeCode, accumulate: number): void {
+export function linearBackwardInput(
+  memory: ReferenceMemory,
+  dx: Ptr,
+  dy: Ptr,
+  w: Ptr,
+  M: number,
+  N: number,
+  K: number,
+  dyDtype: DTypeCode,
+  wDtype: DTypeCode,
+  dxDtype: DTypeCode,
+  accumulate: number,
+): void {
   const dys = memory.load(dy, M * N, dyDtype);
   const ws = memory.load(w, N * K, wDtype);
   const dxs = new Float64Array(M * K);
@@ -40,7 +64,18 @@ export function linearBackwardInput(memory: ReferenceMemory, dx: Ptr, dy: Ptr, w
   memory.storeOrAdd(dx, dxs, dxDtype, accumulate);
 }
 
-export function linearBackwardWeight(memory: ReferenceMemory, dw: Ptr, dy: Ptr, x: Ptr, M: number, N: number, K: number, dyDtype: DTypeCode, xDtype: DTypeCode, accumulate: number): void {
+export function linearBackwardWeight(
+  memory: ReferenceMemory,
+  dw: Ptr,
+  dy: Ptr,
+  x: Ptr,
+  M: number,
+  N: number,
+  K: number,
+  dyDtype: DTypeCode,
+  xDtype: DTypeCode,
+  accumulate: number,
+): void {
   const dys = memory.load(dy, M * N, dyDtype);
   const xs = memory.load(x, M * K, xDtype);
   const dws = new Float64Array(N * K);
@@ -54,7 +89,15 @@ export function linearBackwardWeight(memory: ReferenceMemory, dw: Ptr, dy: Ptr, 
   memory.storeOrAdd(dw, dws, dtypeCodes.f32, accumulate);
 }
 
-export function linearBackwardBias(memory: ReferenceMemory, db: Ptr, dy: Ptr, M: number, N: number, dyDtype: DTypeCode, accumulate: number): void {
+export function linearBackwardBias(
+  memory: ReferenceMemory,
+  db: Ptr,
+  dy: Ptr,
+  M: number,
+  N: number,
+  dyDtype: DTypeCode,
+  accumulate: number,
+): void {
   const dys = memory.load(dy, M * N, dyDtype);
   const dbs = new Float64Array(N);
   for (let n = 0; n < N; n++) {
@@ -78,7 +121,19 @@ function groups(memory: ReferenceMemory, offsets: Ptr, E: number): { first: numb
   });
 }
 
-export function groupedLinearForward(memory: ReferenceMemory, out: Ptr, x: Ptr, w: Ptr, offsets: Ptr, E: number, N: number, K: number, xDtype: DTypeCode, wDtype: DTypeCode, outDtype: DTypeCode): void {
+export function groupedLinearForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  x: Ptr,
+  w: Ptr,
+  offsets: Ptr,
+  E: number,
+  N: number,
+  K: number,
+  xDtype: DTypeCode,
+  wDtype: DTypeCode,
+  outDtype: DTypeCode,
+): void {
   for (const [e, { first, rows }] of groups(memory, offsets, E).entries()) {
     const outRows = out + first * N * elementBytes(outDtype);
     const xRows = x + first * K * elementBytes(xDtype);
@@ -86,7 +141,20 @@ export function groupedLinearForward(memory: ReferenceMemory, out: Ptr, x: Ptr, 
   }
 }
 
-export function groupedLinearBackwardInput(memory: ReferenceMemory, dx: Ptr, dy: Ptr, w: Ptr, offsets: Ptr, E: number, N: number, K: number, dyDtype: DTypeCode, wDtype: DTypeCode, dxDtype: DTypeCode, accumulate: number): void {
+export function groupedLinearBackwardInput(
+  memory: ReferenceMemory,
+  dx: Ptr,
+  dy: Ptr,
+  w: Ptr,
+  offsets: Ptr,
+  E: number,
+  N: number,
+  K: number,
+  dyDtype: DTypeCode,
+  wDtype: DTypeCode,
+  dxDtype: DTypeCode,
+  accumulate: number,
+): void {
   for (const [e, { first, rows }] of groups(memory, offsets, E).entries()) {
     const dxRows = dx + first * K * elementBytes(dxDtype);
     const dyRows = dy + first * N * elementBytes(dyDtype);
@@ -94,7 +162,19 @@ export function groupedLinearBackwardInput(memory: ReferenceMemory, dx: Ptr, dy:
   }
 }
 
-export function groupedLinearBackwardWeight(memory: ReferenceMemory, dw: Ptr, dy: Ptr, x: Ptr, offsets: Ptr, E: number, N: number, K: number, dyDtype: DTypeCode, xDtype: DTypeCode, accumulate: number): void {
+export function groupedLinearBackwardWeight(
+  memory: ReferenceMemory,
+  dw: Ptr,
+  dy: Ptr,
+  x: Ptr,
+  offsets: Ptr,
+  E: number,
+  N: number,
+  K: number,
+  dyDtype: DTypeCode,
+  xDtype: DTypeCode,
+  accumulate: number,
+): void {
   for (const [e, { first, rows }] of groups(memory, offsets, E).entries()) {
     const dyRows = dy + first * N * elementBytes(dyDtype);
     const xRows = x + first * K * elementBytes(xDtype);

@@ -14,7 +14,16 @@ export function softmax(values: Float64Array): { probs: Float64Array; logSumExp:
   return { probs: exponentials.map((e) => e / sum), logSumExp: max + Math.log(sum) };
 }
 
-export function crossEntropy(memory: ReferenceMemory, loss: Ptr, dLogits: Ptr, logits: Ptr, targets: Ptr, M: number, V: number, gradScale: number): void {
+export function crossEntropy(
+  memory: ReferenceMemory,
+  loss: Ptr,
+  dLogits: Ptr,
+  logits: Ptr,
+  targets: Ptr,
+  M: number,
+  V: number,
+  gradScale: number,
+): void {
   const targetOf = memory.loadI32(targets, M);
   const losses = new Float64Array(M);
   for (let m = 0; m < M; m++) {

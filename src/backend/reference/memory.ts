@@ -49,7 +49,10 @@ export class ReferenceMemory {
       throw new MoeError("internal", `reference alloc: expected a count of bytes, got ${byteLength}`);
     }
     if (byteLength >= span) {
-      throw new MoeError("resource", `reference alloc: expected less than 4 GiB in one allocation, got ${byteLength} bytes; use the native backend`);
+      throw new MoeError(
+        "resource",
+        `reference alloc: expected less than 4 GiB in one allocation, got ${byteLength} bytes; use the native backend`,
+      );
     }
     const id = this.#takeId();
     const buffer = new ArrayBuffer(byteLength);
@@ -91,14 +94,16 @@ export class ReferenceMemory {
   bytes(ptr: Ptr, byteLength: number, alignment = 1): Uint8Array<ArrayBuffer> {
     const buffer = this.#buffers.get(Math.floor(ptr / span));
     const offset = ptr % span;
-    if (buffer === undefined) throw new MoeError("internal", `reference: expected a live pointer, got ${describe(ptr)} (null, freed or never allocated)`);
+    if (buffer === undefined)
+      throw new MoeError("internal", `reference: expected a live pointer, got ${describe(ptr)} (null, freed or never allocated)`);
     if (offset + byteLength > buffer.byteLength) {
       throw new MoeError(
         "internal",
         `reference: expected an access within the ${buffer.byteLength} bytes of its allocation, got bytes ${offset} to ${offset + byteLength} of ${describe(ptr)}`,
       );
     }
-    if (offset % alignment !== 0) throw new MoeError("internal", `reference: expected a pointer aligned to ${alignment}, got ${describe(ptr)}`);
+    if (offset % alignment !== 0)
+      throw new MoeError("internal", `reference: expected a pointer aligned to ${alignment}, got ${describe(ptr)}`);
     return new Uint8Array(buffer, offset, byteLength);
   }
 

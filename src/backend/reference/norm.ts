@@ -7,7 +7,17 @@ import { dtypeCodes } from "../kernels.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
 
-export function rmsNormForward(memory: ReferenceMemory, out: Ptr, rstd: Ptr, x: Ptr, w: Ptr, M: number, H: number, eps: number, dtype: DTypeCode): void {
+export function rmsNormForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  rstd: Ptr,
+  x: Ptr,
+  w: Ptr,
+  M: number,
+  H: number,
+  eps: number,
+  dtype: DTypeCode,
+): void {
   const xs = memory.load(x, M * H, dtype);
   const ws = memory.loadF32(w, H);
   const outs = new Float64Array(M * H);
@@ -24,7 +34,19 @@ export function rmsNormForward(memory: ReferenceMemory, out: Ptr, rstd: Ptr, x: 
 }
 
 /** With n = x rstd: dx = rstd (dy w - n mean(dy w n)), dw += sum of dy n over rows. */
-export function rmsNormBackward(memory: ReferenceMemory, dx: Ptr, dw: Ptr, dy: Ptr, x: Ptr, w: Ptr, rstd: Ptr, M: number, H: number, dtype: DTypeCode, accumulate: number): void {
+export function rmsNormBackward(
+  memory: ReferenceMemory,
+  dx: Ptr,
+  dw: Ptr,
+  dy: Ptr,
+  x: Ptr,
+  w: Ptr,
+  rstd: Ptr,
+  M: number,
+  H: number,
+  dtype: DTypeCode,
+  accumulate: number,
+): void {
   const dys = memory.load(dy, M * H, dtype);
   const xs = memory.load(x, M * H, dtype);
   const ws = memory.loadF32(w, H);

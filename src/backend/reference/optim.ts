@@ -6,7 +6,24 @@ import type { DTypeCode, Ptr } from "../kernels.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
 
-export function adamwStep(memory: ReferenceMemory, weight: Ptr, master: Ptr, m: Ptr, v: Ptr, grad: Ptr, n: number, learningRate: number, beta1: number, beta2: number, eps: number, weightDecay: number, biasCorrection1: number, biasCorrection2: number, gradScale: number, weightDtype: DTypeCode): void {
+export function adamwStep(
+  memory: ReferenceMemory,
+  weight: Ptr,
+  master: Ptr,
+  m: Ptr,
+  v: Ptr,
+  grad: Ptr,
+  n: number,
+  learningRate: number,
+  beta1: number,
+  beta2: number,
+  eps: number,
+  weightDecay: number,
+  biasCorrection1: number,
+  biasCorrection2: number,
+  gradScale: number,
+  weightDtype: DTypeCode,
+): void {
   const gradients = memory.loadF32(grad, n);
   const masters = memory.loadF32(master, n);
   const ms = memory.loadF32(m, n);

@@ -20,7 +20,19 @@ export function ropeTable(memory: ReferenceMemory, table: Ptr, invFreq: Ptr, P: 
   memory.storeF32(table, pairs);
 }
 
-export function ropeApply(memory: ReferenceMemory, x: Ptr, table: Ptr, positions: Ptr, M: number, heads: number, headDim: number, rowStride: number, half: number, inverse: number, dtype: DTypeCode): void {
+export function ropeApply(
+  memory: ReferenceMemory,
+  x: Ptr,
+  table: Ptr,
+  positions: Ptr,
+  M: number,
+  heads: number,
+  headDim: number,
+  rowStride: number,
+  half: number,
+  inverse: number,
+  dtype: DTypeCode,
+): void {
   const ps = memory.loadI32(positions, M);
   const sign = inverse === 1 ? -1 : 1;
   for (let m = 0; m < M; m++) {

@@ -25,7 +25,20 @@ function topK(values: Float64Array, k: number): Int32Array {
   return Int32Array.from(order.slice(0, k));
 }
 
-export function routerForward(memory: ReferenceMemory, probs: Ptr, weights: Ptr, indices: Ptr, logits: Ptr, T: number, E: number, k: number, normalize: number, unbiased: number, lambda: number, eps: number): void {
+export function routerForward(
+  memory: ReferenceMemory,
+  probs: Ptr,
+  weights: Ptr,
+  indices: Ptr,
+  logits: Ptr,
+  T: number,
+  E: number,
+  k: number,
+  normalize: number,
+  unbiased: number,
+  lambda: number,
+  eps: number,
+): void {
   for (let t = 0; t < T; t++) {
     const row = memory.loadF32(logits + t * E * 4, E);
     let z = row;
@@ -46,7 +59,23 @@ export function routerForward(memory: ReferenceMemory, probs: Ptr, weights: Ptr,
   }
 }
 
-export function routerBackward(memory: ReferenceMemory, dLogits: Ptr, dWeights: Ptr, dProbs: Ptr, probs: Ptr, weights: Ptr, indices: Ptr, logits: Ptr, T: number, E: number, k: number, normalize: number, unbiased: number, lambda: number, eps: number): void {
+export function routerBackward(
+  memory: ReferenceMemory,
+  dLogits: Ptr,
+  dWeights: Ptr,
+  dProbs: Ptr,
+  probs: Ptr,
+  weights: Ptr,
+  indices: Ptr,
+  logits: Ptr,
+  T: number,
+  E: number,
+  k: number,
+  normalize: number,
+  unbiased: number,
+  lambda: number,
+  eps: number,
+): void {
   for (let t = 0; t < T; t++) {
     const p = memory.loadF32(probs + t * E * 4, E);
     const w = memory.loadF32(weights + t * k * 4, k);

@@ -208,7 +208,25 @@ export function attentionForwardCase(shape: AttentionShape, dtype: FloatType, wi
   return {
     kernel: "attentionForward",
     title: `${title(shape, T, dtype)}${withLse ? " lse" : ""}`,
-    args: [out, lse, q, input(dtype, inputs.k), input(dtype, inputs.v), ...ranges, T, S, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, { dtypeOf: q }],
+    args: [
+      out,
+      lse,
+      q,
+      input(dtype, inputs.k),
+      input(dtype, inputs.v),
+      ...ranges,
+      T,
+      S,
+      Hq,
+      Hkv,
+      D,
+      qStride,
+      kvStride,
+      kvStride,
+      window,
+      scale,
+      { dtypeOf: q },
+    ],
   };
 }
 
@@ -225,12 +243,37 @@ export function attentionBackwardCase(shape: AttentionShape, dtype: FloatType, a
     return accumulated(dtype, before, check, accumulate);
   };
   const [dq, dk, dv] = [gradient(analysis.dqError), gradient(analysis.dkError), gradient(analysis.dvError)];
-  const forward = [input(dtype, inputs.q), input(dtype, inputs.k), input(dtype, inputs.v), input(dtype, representable(analysis.out, dtype)), input("f32", analysis.lse)];
+  const forward = [
+    input(dtype, inputs.q),
+    input(dtype, inputs.k),
+    input(dtype, inputs.v),
+    input(dtype, representable(analysis.out, dtype)),
+    input("f32", analysis.lse),
+  ];
   const ranges = [input("i32", shape.keyBase), input("i32", shape.keyEnd)];
   return {
     kernel: "attentionBackward",
     title: `${title(shape, T, dtype)} accumulate ${accumulate}`,
-    args: [dq, dk, dv, input(dtype, dOut), ...forward, ...ranges, T, S, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale, { dtypeOf: dq }, accumulate],
+    args: [
+      dq,
+      dk,
+      dv,
+      input(dtype, dOut),
+      ...forward,
+      ...ranges,
+      T,
+      S,
+      Hq,
+      Hkv,
+      D,
+      qStride,
+      kvStride,
+      kvStride,
+      window,
+      scale,
+      { dtypeOf: dq },
+      accumulate,
+    ],
   };
 }
 

@@ -42,7 +42,9 @@ function castValues(type: ElementType): Float64Array {
     return Float64Array.from(new Float32Array(Uint32Array.from(words, (word) => word << 16).buffer));
   }
   const random = new Random(3);
-  const special = [0, 0x7f7fffff, 0x7f800000, 0x7fc00001, 1, 0x33000000, 0x33000001, 0x33800000, 0x477fefff, 0x477ff000, 0x38800000, 0x387fe000];
+  const special = [
+    0, 0x7f7fffff, 0x7f800000, 0x7fc00001, 1, 0x33000000, 0x33000001, 0x33800000, 0x477fefff, 0x477ff000, 0x38800000, 0x387fe000,
+  ];
   const ties = Array.from({ length: 600 }, () => (random.integer(0, 0xffff) << 16) | 0x8000);
   const finer = Array.from({ length: 600 }, () => ((0x30000000 + random.integer(0, 0x1a000000)) & ~0x1fff) | 0x1000);
   const bits = [...special, ...ties, ...finer].flatMap((word) => [word, word + 1, word - 1, word | 0x80000000]);
@@ -64,21 +66,44 @@ function castCases(): Case[] {
 }
 
 function copyCases(): Case[] {
-  const shapes = [[0, 8, 8, 8], [3, 0, 4, 4], [1, 1, 1, 1], [5, 12, 12, 12], [7, 24, 40, 28], [4, 13, 17, 64], [33, 130, 130, 200]] as const;
-  const gathers = [[0, 8, 2], [3, 0, 2], [1, 1, 1], [9, 20, 4], [70, 66, 13], [5, 4099, 3]] as const;
+  const shapes = [
+    [0, 8, 8, 8],
+    [3, 0, 4, 4],
+    [1, 1, 1, 1],
+    [5, 12, 12, 12],
+    [7, 24, 40, 28],
+    [4, 13, 17, 64],
+    [33, 130, 130, 200],
+  ] as const;
+  const gathers = [
+    [0, 8, 2],
+    [3, 0, 2],
+    [1, 1, 1],
+    [9, 20, 4],
+    [70, 66, 13],
+    [5, 4099, 3],
+  ] as const;
   return [
     ...shapes.map(([M, rowBytes, outStride, xStride]): Case => {
       const random = new Random(M + rowBytes);
       // The gaps between output rows must survive.
       const out = inOut("bytes", random.integers(M === 0 ? 0 : (M - 1) * outStride + rowBytes, 0, 255), exact);
       const x = input("bytes", random.integers(M === 0 ? 0 : (M - 1) * xStride + rowBytes, 0, 255));
-      return { kernel: "copyRows", title: `M${M} rowBytes ${rowBytes} strides ${outStride} ${xStride}`, args: [out, x, M, rowBytes, outStride, xStride] };
+      return {
+        kernel: "copyRows",
+        title: `M${M} rowBytes ${rowBytes} strides ${outStride} ${xStride}`,
+        args: [out, x, M, rowBytes, outStride, xStride],
+      };
     }),
     ...gathers.map(([R, rowBytes, sources]): Case => {
       const random = new Random(R + rowBytes);
       const x = input("bytes", random.integers(sources * rowBytes, 0, 255));
       const index = input("i32", random.integers(R, 0, sources - 1));
-      return { kernel: "gatherRows", title: `R${R} rowBytes ${rowBytes}`, args: [output("bytes", R * rowBytes, exact), x, index, R, rowBytes] };
+      return {
+        kernel: "gatherRows",
+        title: `R${R} rowBytes ${rowBytes}`,
+        args: [output("bytes", R * rowBytes, exact), x, index, R, rowBytes],
+      };
     }),
   ];
 }
@@ -90,8 +115,16 @@ function reductionCases(): Case[] {
     const withLast = (last: number): Float64Array => values.map((value, i) => (i === n - 1 ? last : value));
     const finite = [values, withLast(Infinity), withLast(-Infinity), withLast(Number.NaN), withLast(3.4e38)];
     return [
-      { kernel: "sumSquares", title: `n${n}`, args: [output("f64", 1, { kind: "within", relative: 4097 * 2 ** -52, absolute: 0 }), input("f32", values), n] },
-      ...finite.map((x, i): Case => ({ kernel: "allFinite", title: `n${n} variant ${i}`, args: [output("i32", 1, exact), input("f32", x), n] })),
+      {
+        kernel: "sumSquares",
+        title: `n${n}`,
+        args: [output("f64", 1, { kind: "within", relative: 4097 * 2 ** -52, absolute: 0 }), input("f32", values), n],
+      },
+      ...finite.map((x, i): Case => ({
+        kernel: "allFinite",
+        title: `n${n} variant ${i}`,
+        args: [output("i32", 1, exact), input("f32", x), n],
+      })),
       { kernel: "fillF32", title: `n${n}`, args: [output("f32", n, exact), n, -1.3] },
     ];
   });
@@ -108,7 +141,10 @@ export function adamwCase(n: number, weight: FloatType | "none" | "master", weig
   const stepError = masters.map((value, i) => {
     const mean = beta1 * Math.abs(ms[i] ?? 0) + (1 - beta1) * gradScale * Math.abs(grads[i] ?? 0);
     const square = beta2 * (vs[i] ?? 0) + (1 - beta2) * (gradScale * (grads[i] ?? 0)) ** 2;
-    return 16 * u * learningRate * (mean / correction1 / Math.sqrt(square / correction2 + 1e-30) + weightDecay * Math.abs(value)) + 2 * u * Math.abs(value);
+    return (
+      16 * u * learningRate * (mean / correction1 / Math.sqrt(square / correction2 + 1e-30) + weightDecay * Math.abs(value)) +
+      2 * u * Math.abs(value)
+    );
   });
   const check = { kind: "within", relative: 0, absolute: stepError } as const;
   const master = inOut("f32", masters, check);
@@ -117,12 +153,35 @@ export function adamwCase(n: number, weight: FloatType | "none" | "master", weig
   return {
     kernel: "adamwStep",
     title: `n${n} weight ${weight} decay ${weightDecay}`,
-    args: [weightOperand, master, inOut("f32", ms, sum(3)), inOut("f32", vs, sum(4)), input("f32", grads), n, learningRate, beta1, beta2, eps, weightDecay, correction1, correction2, gradScale, dtype],
+    args: [
+      weightOperand,
+      master,
+      inOut("f32", ms, sum(3)),
+      inOut("f32", vs, sum(4)),
+      input("f32", grads),
+      n,
+      learningRate,
+      beta1,
+      beta2,
+      eps,
+      weightDecay,
+      correction1,
+      correction2,
+      gradScale,
+      dtype,
+    ],
   };
 }
 
 export function elementwiseCases(): Case[] {
-  const biases = [[0, 3], [3, 0], [1, 1], [5, 33], [31, 64], [2, 1025]] as const;
+  const biases = [
+    [0, 3],
+    [3, 0],
+    [1, 1],
+    [5, 33],
+    [31, 64],
+    [2, 1025],
+  ] as const;
   const weights = ["f32", "bf16", "none", "master"] as const;
   return [
     ...lengths.flatMap((n) => dtypes.flatMap((dtype) => arithmeticCases(n, dtype))),

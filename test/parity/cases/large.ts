@@ -12,7 +12,11 @@ import { crossEntropyCase, dispatchPlanCase, movementCases, routerForwardCase, r
 
 function sumSquaresCase(n: number): Case {
   const x = input("f32", new Random(n).normal(n));
-  return { kernel: "sumSquares", title: `n${n}`, args: [output("f64", 1, { kind: "within", relative: 4097 * 2 ** -52, absolute: 0 }), x, n] };
+  return {
+    kernel: "sumSquares",
+    title: `n${n}`,
+    args: [output("f64", 1, { kind: "within", relative: 4097 * 2 ** -52, absolute: 0 }), x, n],
+  };
 }
 
 export function largeCases(): Case[] {

@@ -57,7 +57,17 @@ export function rmsNormBackwardCase(M: number, H: number, dtype: FloatType, with
   };
 }
 
-const normShapes = [[0, 8], [1, 1], [3, 5], [2, 16], [7, 64], [5, 97], [33, 31], [2, 1025], [130, 24]] as const;
+const normShapes = [
+  [0, 8],
+  [1, 1],
+  [3, 5],
+  [2, 16],
+  [7, 64],
+  [5, 97],
+  [33, 31],
+  [2, 1025],
+  [130, 24],
+] as const;
 
 function normCases(): Case[] {
   const large = rmsNormForwardCase(3, 50, "f32", true, 1e4);
@@ -66,7 +76,10 @@ function normCases(): Case[] {
     dtypes.flatMap((dtype) => [
       rmsNormForwardCase(M, H, dtype, true),
       rmsNormForwardCase(M, H, dtype, false),
-      ...[0, 1].flatMap((accumulate) => [rmsNormBackwardCase(M, H, dtype, true, accumulate), rmsNormBackwardCase(M, H, dtype, false, accumulate)]),
+      ...[0, 1].flatMap((accumulate) => [
+        rmsNormBackwardCase(M, H, dtype, true, accumulate),
+        rmsNormBackwardCase(M, H, dtype, false, accumulate),
+      ]),
     ]),
   );
   return [...swept, large, small];
@@ -76,7 +89,11 @@ function ropeTableCase(P: number, half: number, attentionScale: number): Case {
   const frequencies = Float64Array.from({ length: half }, (_, j) => Math.fround(10_000 ** (-j / half)));
   // A few units of roundoff of the largest value; the angle itself is the same f32 on both sides.
   const check = { kind: "within", relative: 0, absolute: 6 * u * attentionScale } as const;
-  return { kernel: "ropeTable", title: `P${P} half ${half} scale ${attentionScale}`, args: [output("f32", P * half * 2, check), input("f32", frequencies), P, half, attentionScale] };
+  return {
+    kernel: "ropeTable",
+    title: `P${P} half ${half} scale ${attentionScale}`,
+    args: [output("f32", P * half * 2, check), input("f32", frequencies), P, half, attentionScale],
+  };
 }
 
 interface RopeShape {
@@ -124,7 +141,14 @@ const ropeShapes: readonly RopeShape[] = [
 ];
 
 function ropeCases(): Case[] {
-  const tables = [[0, 4, 1], [1, 1, 1], [5, 3, 1], [100, 17, 0.5], [33, 32, 1.25], [4000, 8, 1]] as const;
+  const tables = [
+    [0, 4, 1],
+    [1, 1, 1],
+    [5, 3, 1],
+    [100, 17, 0.5],
+    [33, 32, 1.25],
+    [4000, 8, 1],
+  ] as const;
   return [
     ...tables.map(([P, half, scale]) => ropeTableCase(P, half, scale)),
     ...ropeShapes.flatMap((shape) => dtypes.flatMap((dtype) => [0, 1].map((inverse) => ropeApplyCase(shape, inverse, dtype)))),
@@ -138,7 +162,11 @@ export function swigluForwardCase(n: number, dtype: FloatType, scale: number): C
   const random = new Random(n + 5);
   const gate = input(dtype, random.normal(n, dtype, scale));
   const up = input(dtype, random.normal(n, dtype));
-  return { kernel: "swigluForward", title: `n${n} ${dtype} scale ${scale}`, args: [output(dtype, n, { kind: "within", relative: 10 * u, absolute: tiny }), gate, up, n, { dtypeOf: gate }] };
+  return {
+    kernel: "swigluForward",
+    title: `n${n} ${dtype} scale ${scale}`,
+    args: [output(dtype, n, { kind: "within", relative: 10 * u, absolute: tiny }), gate, up, n, { dtypeOf: gate }],
+  };
 }
 
 function sigmoid(z: number): number {
@@ -152,7 +180,8 @@ export function swigluBackwardCase(n: number, dtype: FloatType, scale: number, m
   const dOuts = random.normal(n, dtype);
   const before = random.normal(n, dtype);
   const accumulate = mode === "accumulate" ? 1 : 0;
-  const errors = (size: (g: number, i: number) => number): Float64Array => gates.map((g, i) => tiny + 12 * u * (size(g, i) + accumulate * Math.abs(before[i] ?? 0)));
+  const errors = (size: (g: number, i: number) => number): Float64Array =>
+    gates.map((g, i) => tiny + 12 * u * (size(g, i) + accumulate * Math.abs(before[i] ?? 0)));
   // 1 - sigmoid is rounded before it is multiplied by g: near sigmoid = 1 that is an error of |g| u by itself.
   const gateError = errors((g, i) => Math.abs((dOuts[i] ?? 0) * (ups[i] ?? 0)) * sigmoid(g) * (1 + Math.abs(g) * (1 - sigmoid(g) + 1 / 6)));
   const upError = errors((g, i) => Math.abs((dOuts[i] ?? 0) * g) * sigmoid(g));
@@ -164,7 +193,16 @@ export function swigluBackwardCase(n: number, dtype: FloatType, scale: number, m
   return {
     kernel: "swigluBackward",
     title: `n${n} ${dtype} scale ${scale} ${mode}`,
-    args: [dGate, dUp, input(dtype, dOuts), inPlace ? dGate : input(dtype, gates), inPlace ? dUp : input(dtype, ups), n, { dtypeOf: dGate }, accumulate],
+    args: [
+      dGate,
+      dUp,
+      input(dtype, dOuts),
+      inPlace ? dGate : input(dtype, gates),
+      inPlace ? dUp : input(dtype, ups),
+      n,
+      { dtypeOf: dGate },
+      accumulate,
+    ],
   };
 }
 
@@ -185,12 +223,32 @@ export function embeddingCase(M: number, H: number, V: number, dtype: FloatType)
   const dOut = input(dtype, random.normal(M * H, dtype));
   const title = `M${M} H${H} V${V} ${dtype}`;
   return [
-    { kernel: "embeddingForward", title, args: [output(dtype, M * H, { kind: "exact" }), table, input("i32", ids), M, H, V, { dtypeOf: table }] },
-    { kernel: "embeddingBackward", title, args: [inOut("f32", random.normal(V * H), { kind: "sum", terms: M }), dOut, input("i32", ids), M, H, V, { dtypeOf: dOut }] },
+    {
+      kernel: "embeddingForward",
+      title,
+      args: [output(dtype, M * H, { kind: "exact" }), table, input("i32", ids), M, H, V, { dtypeOf: table }],
+    },
+    {
+      kernel: "embeddingBackward",
+      title,
+      args: [inOut("f32", random.normal(V * H), { kind: "sum", terms: M }), dOut, input("i32", ids), M, H, V, { dtypeOf: dOut }],
+    },
   ];
 }
 
 export function layerCases(): Case[] {
-  const embeddings = [[0, 4, 3], [1, 1, 1], [7, 5, 3], [64, 33, 10], [20, 129, 50], [300, 16, 7]] as const;
-  return [...normCases(), ...ropeCases(), ...activationCases(), ...embeddings.flatMap(([M, H, V]) => dtypes.flatMap((dtype) => embeddingCase(M, H, V, dtype)))];
+  const embeddings = [
+    [0, 4, 3],
+    [1, 1, 1],
+    [7, 5, 3],
+    [64, 33, 10],
+    [20, 129, 50],
+    [300, 16, 7],
+  ] as const;
+  return [
+    ...normCases(),
+    ...ropeCases(),
+    ...activationCases(),
+    ...embeddings.flatMap(([M, H, V]) => dtypes.flatMap((dtype) => embeddingCase(M, H, V, dtype))),
+  ];
 }

@@ -17,13 +17,45 @@ export interface Shape {
 }
 
 const shapes: readonly Shape[] = [
-  [0, 5, 7], [3, 0, 5], [2, 3, 0], [1, 1, 1], [1, 2, 3], [3, 1, 17], [5, 7, 1], [7, 5, 31], [1, 33, 64], [1, 129, 97], [2, 31, 65], [4, 32, 63],
-  [6, 16, 16], [8, 8, 8], [11, 47, 13], [12, 32, 40], [13, 33, 41], [14, 64, 15], [15, 63, 33], [16, 65, 32], [17, 17, 127], [31, 96, 9], [33, 100, 64],
-  [65, 19, 37], [23, 257, 29], [29, 37, 521], [2, 67, 1031], [97, 7, 71],
+  [0, 5, 7],
+  [3, 0, 5],
+  [2, 3, 0],
+  [1, 1, 1],
+  [1, 2, 3],
+  [3, 1, 17],
+  [5, 7, 1],
+  [7, 5, 31],
+  [1, 33, 64],
+  [1, 129, 97],
+  [2, 31, 65],
+  [4, 32, 63],
+  [6, 16, 16],
+  [8, 8, 8],
+  [11, 47, 13],
+  [12, 32, 40],
+  [13, 33, 41],
+  [14, 64, 15],
+  [15, 63, 33],
+  [16, 65, 32],
+  [17, 17, 127],
+  [31, 96, 9],
+  [33, 100, 64],
+  [65, 19, 37],
+  [23, 257, 29],
+  [29, 37, 521],
+  [2, 67, 1031],
+  [97, 7, 71],
 ].map(([M = 0, N = 0, K = 0]) => ({ M, N, K }));
 
-const mainTypes: readonly Types[] = [["f32", "f32", "f32"], ["bf16", "bf16", "bf16"], ["f32", "bf16", "bf16"], ["f32", "f32", "bf16"]];
-const allTypes: readonly Types[] = (["f32", "bf16"] as const).flatMap((a) => (["f32", "bf16"] as const).flatMap((b) => (["f32", "bf16"] as const).map((c): Types => [a, b, c])));
+const mainTypes: readonly Types[] = [
+  ["f32", "f32", "f32"],
+  ["bf16", "bf16", "bf16"],
+  ["f32", "bf16", "bf16"],
+  ["f32", "f32", "bf16"],
+];
+const allTypes: readonly Types[] = (["f32", "bf16"] as const).flatMap((a) =>
+  (["f32", "bf16"] as const).flatMap((b) => (["f32", "bf16"] as const).map((c): Types => [a, b, c])),
+);
 const mixedShape = { M: 13, N: 35, K: 67 };
 
 function name({ M, N, K }: Shape, types: readonly ElementType[], extra: string): string {
@@ -78,7 +110,11 @@ function linearBackwardBiasCase(M: number, N: number, dyType: FloatType, accumul
   const random = new Random(M * 1009 + N);
   const dy = input(dyType, random.normal(M * N, dyType));
   const db = accumulated("f32", random.normal(N), { kind: "sum", terms: M + 1 }, accumulate);
-  return { kernel: "linearBackwardBias", title: `M${M} N${N} ${dyType} accumulate ${accumulate}`, args: [db, dy, M, N, { dtypeOf: dy }, accumulate] };
+  return {
+    kernel: "linearBackwardBias",
+    title: `M${M} N${N} ${dyType} accumulate ${accumulate}`,
+    args: [db, dy, M, N, { dtypeOf: dy }, accumulate],
+  };
 }
 
 export interface Groups {
@@ -168,11 +204,20 @@ export function casesOfGroups(groups: Groups, types: Types): Case[] {
 }
 
 export function linearCases(): Case[] {
-  const biasShapes = [[0, 3], [1, 1], [5, 0], [7, 33], [33, 7], [130, 65]] as const;
+  const biasShapes = [
+    [0, 3],
+    [1, 1],
+    [5, 0],
+    [7, 33],
+    [33, 7],
+    [130, 65],
+  ] as const;
   return [
     ...shapes.flatMap((shape) => mainTypes.flatMap((types) => casesOfShape(shape, types))),
     ...allTypes.flatMap((types) => casesOfShape(mixedShape, types)),
-    ...biasShapes.flatMap(([M, N]) => (["f32", "bf16"] as const).flatMap((type) => [0, 1].map((flag) => linearBackwardBiasCase(M, N, type, flag)))),
+    ...biasShapes.flatMap(([M, N]) =>
+      (["f32", "bf16"] as const).flatMap((type) => [0, 1].map((flag) => linearBackwardBiasCase(M, N, type, flag))),
+    ),
     ...groupings.flatMap((groups) => mainTypes.flatMap((types) => casesOfGroups(groups, types))),
     ...allTypes.flatMap((types) => casesOfGroups({ rows: [9, 0, 4], N: 21, K: 34 }, types)),
   ];

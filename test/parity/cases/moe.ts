@@ -21,13 +21,25 @@ export function crossEntropyCase(M: number, V: number, scale: number, gradient: 
   const size = largest(logits);
   const gradScale = -0.37;
   const error = (V + 16 + 4 * size) * u;
-  const check = { kind: "within", relative: error, absolute: logits.map((_, i) => (i % V === targets[Math.floor(i / V)] ? error * 0.37 : 1e-36)) } as const;
+  const check = {
+    kind: "within",
+    relative: error,
+    absolute: logits.map((_, i) => (i % V === targets[Math.floor(i / V)] ? error * 0.37 : 1e-36)),
+  } as const;
   const logitsOperand = gradient === "in place" ? inOut("f32", logits, check) : input("f32", logits);
   const dLogits = gradient === "none" ? 0 : gradient === "in place" ? logitsOperand : output("f32", M * V, check);
   return {
     kernel: "crossEntropy",
     title: `M${M} V${V} scale ${scale} gradient ${gradient}`,
-    args: [output("f32", M, { kind: "within", relative: 0, absolute: error + 4 * u * size }), dLogits, logitsOperand, input("i32", targets), M, V, gradScale],
+    args: [
+      output("f32", M, { kind: "within", relative: 0, absolute: error + 4 * u * size }),
+      dLogits,
+      logitsOperand,
+      input("i32", targets),
+      M,
+      V,
+      gradScale,
+    ],
   };
 }
 
@@ -37,14 +49,27 @@ export function rowCases(M: number, N: number, scale: number): Case[] {
   const ties = random.integers(M * N, -2, 2);
   const title = `M${M} N${N} scale ${scale}`;
   return [
-    { kernel: "softmaxRows", title, args: [output("f32", M * N, { kind: "within", relative: (N + 16 + 8 * scale) * u, absolute: 1e-36 }), input("f32", values), M, N] },
+    {
+      kernel: "softmaxRows",
+      title,
+      args: [output("f32", M * N, { kind: "within", relative: (N + 16 + 8 * scale) * u, absolute: 1e-36 }), input("f32", values), M, N],
+    },
     { kernel: "argmaxRows", title, args: [output("i32", M, exact), input("f32", values), M, N] },
     { kernel: "argmaxRows", title: `${title} with ties`, args: [output("i32", M, exact), input("f32", ties), M, N] },
   ];
 }
 
 function lossCases(): Case[] {
-  const shapes = [[0, 5], [1, 1], [3, 2], [5, 17], [2, 64], [7, 129], [33, 50], [2, 4099]] as const;
+  const shapes = [
+    [0, 5],
+    [1, 1],
+    [3, 2],
+    [5, 17],
+    [2, 64],
+    [7, 129],
+    [33, 50],
+    [2, 4099],
+  ] as const;
   const gradients = ["none", "separate", "in place"] as const;
   return shapes.flatMap(([M, V]) => [
     ...[1, 30].flatMap((scale) => gradients.map((gradient) => crossEntropyCase(M, V, scale, gradient))),
@@ -93,7 +118,13 @@ export function routerForwardCase(shape: RouterShape, logits = routerLogits(shap
   return {
     kernel: "routerForward",
     title: routerTitle(shape),
-    args: [output("f32", T * E, check), output("f32", T * k, check), output("i32", T * k, exact), input("f32", logits), ...routerTail(shape)],
+    args: [
+      output("f32", T * E, check),
+      output("f32", T * k, check),
+      output("i32", T * k, exact),
+      input("f32", logits),
+      ...routerTail(shape),
+    ],
   };
 }
 
@@ -108,7 +139,9 @@ function outputsOf(test: Case): Float64Array[] {
 function routerBackwardCase(shape: RouterShape, withDProbs: boolean): Case {
   const { T, E, k, normalize, lambda } = shape;
   const logits = routerLogits(shape);
-  const [probs = new Float64Array(), weights = new Float64Array(), indices = new Float64Array()] = outputsOf(routerForwardCase(shape, logits));
+  const [probs = new Float64Array(), weights = new Float64Array(), indices = new Float64Array()] = outputsOf(
+    routerForwardCase(shape, logits),
+  );
   const random = new Random(E + k);
   const dWeights = random.normal(T * k);
   const dProbs = random.normal(T * E);
@@ -120,14 +153,37 @@ function routerBackwardCase(shape: RouterShape, withDProbs: boolean): Case {
   return {
     kernel: "routerBackward",
     title: `${routerTitle(shape)}${withDProbs ? " dProbs" : ""}`,
-    args: [output("f32", T * E, check), input("f32", dWeights), withDProbs ? input("f32", dProbs) : 0, input("f32", probs), input("f32", weights), input("i32", indices), input("f32", logits), ...routerTail(shape)],
+    args: [
+      output("f32", T * E, check),
+      input("f32", dWeights),
+      withDProbs ? input("f32", dProbs) : 0,
+      input("f32", probs),
+      input("f32", weights),
+      input("i32", indices),
+      input("f32", logits),
+      ...routerTail(shape),
+    ],
   };
 }
 
-const routerSizes = [[0, 4, 2], [1, 2, 1], [3, 2, 2], [5, 7, 3], [17, 8, 2], [33, 16, 2], [7, 17, 17], [64, 64, 6], [9, 129, 8]] as const;
+const routerSizes = [
+  [0, 4, 2],
+  [1, 2, 1],
+  [3, 2, 2],
+  [5, 7, 3],
+  [17, 8, 2],
+  [33, 16, 2],
+  [7, 17, 17],
+  [64, 64, 6],
+  [9, 129, 8],
+] as const;
 
 function routerCases(): Case[] {
-  const modes = [{ normalize: 0, unbiased: 0, lambda: 1 }, { normalize: 1, unbiased: 0, lambda: 1 }, { normalize: 1, unbiased: 1, lambda: 2 }];
+  const modes = [
+    { normalize: 0, unbiased: 0, lambda: 1 },
+    { normalize: 1, unbiased: 0, lambda: 1 },
+    { normalize: 1, unbiased: 1, lambda: 2 },
+  ];
   const sized = routerSizes.flatMap(([T, E, k]) => modes.map((mode): RouterShape => ({ T, E, k, ...mode })));
   const plain = { normalize: 0, unbiased: 0, lambda: 1 };
   const extreme = Float64Array.of(300, -300, 0, -200, 0, 250);
@@ -169,7 +225,16 @@ export function dispatchPlanCase(shape: DispatchShape): Case {
   return {
     kernel: "dispatchPlan",
     title: `T${T} k${k} E${E} capacity ${capacity}${byProbability === 1 ? " by probability" : ""}`,
-    args: [...outputs, input("i32", indices), byProbability === 1 ? input("f32", weights.map(Math.fround)) : 0, T, k, E, capacity, byProbability],
+    args: [
+      ...outputs,
+      input("i32", indices),
+      byProbability === 1 ? input("f32", weights.map(Math.fround)) : 0,
+      T,
+      k,
+      E,
+      capacity,
+      byProbability,
+    ],
   };
 }
 
@@ -189,22 +254,58 @@ export function movementCases(shape: DispatchShape, H: number): Case[] {
     return [
       ...[0, 1].map((accumulate): Case => {
         const dx = accumulated(dtype, before, { kind: "sum", terms: k + 1 }, accumulate);
-        return { kernel: "permuteBackward", title: `${title} accumulate ${accumulate}`, args: [dx, rows, slotRow, T, k, H, { dtypeOf: rows }, accumulate] };
+        return {
+          kernel: "permuteBackward",
+          title: `${title} accumulate ${accumulate}`,
+          args: [dx, rows, slotRow, T, k, H, { dtypeOf: rows }, accumulate],
+        };
       }),
-      { kernel: "combineForward", title, args: [output(dtype, T * H, { kind: "sum", terms: k }), rows, slotRow, weights, T, k, H, { dtypeOf: rows }] },
+      {
+        kernel: "combineForward",
+        title,
+        args: [output(dtype, T * H, { kind: "sum", terms: k }), rows, slotRow, weights, T, k, H, { dtypeOf: rows }],
+      },
       {
         kernel: "combineBackward",
         title,
-        args: [output(dtype, R * H, { kind: "sum", terms: 1 }), output("f32", T * k, { kind: "sum", terms: H }), tokens, rows, slotRow, weights, T, k, H, { dtypeOf: rows }],
+        args: [
+          output(dtype, R * H, { kind: "sum", terms: 1 }),
+          output("f32", T * k, { kind: "sum", terms: H }),
+          tokens,
+          rows,
+          slotRow,
+          weights,
+          T,
+          k,
+          H,
+          { dtypeOf: rows },
+        ],
       },
     ];
   });
 }
 
 function dispatchCases(): Case[] {
-  const sizes = [[0, 2, 4], [1, 1, 1], [3, 2, 2], [7, 2, 5], [64, 2, 8], [129, 3, 17], [33, 8, 64], [1000, 2, 16]] as const;
-  const limits = [[0, 0], [1, 0], [3, 0], [3, 1], [20, 1]] as const;
-  const shapes = sizes.flatMap(([T, k, E]) => limits.map(([capacity, byProbability]): DispatchShape => ({ T, k, E, capacity, byProbability })));
+  const sizes = [
+    [0, 2, 4],
+    [1, 1, 1],
+    [3, 2, 2],
+    [7, 2, 5],
+    [64, 2, 8],
+    [129, 3, 17],
+    [33, 8, 64],
+    [1000, 2, 16],
+  ] as const;
+  const limits = [
+    [0, 0],
+    [1, 0],
+    [3, 0],
+    [3, 1],
+    [20, 1],
+  ] as const;
+  const shapes = sizes.flatMap(([T, k, E]) =>
+    limits.map(([capacity, byProbability]): DispatchShape => ({ T, k, E, capacity, byProbability })),
+  );
   const moved = shapes.filter(({ T, capacity }) => T < 200 && (capacity === 0 || capacity === 3));
   return [...shapes.map(dispatchPlanCase), ...moved.flatMap((shape, i) => movementCases(shape, [5, 16, 33, 67][i % 4] ?? 1))];
 }

@@ -35,7 +35,7 @@ class Pipe {
   constructor() {
     const [requests, answers] = [join(this.#directory, "requests"), join(this.#directory, "answers")];
     execFileSync("mkfifo", [requests, answers]);
-    const [command = program, ...args] = [...runner, program, requests, answers];
+    const [command, ...args] = [...runner, program, requests, answers];
     spawn(command, args, { stdio: ["ignore", "inherit", "inherit"] }).unref();
     this.#requests = openSync(requests, "w");
     this.#answers = openSync(answers, "r");

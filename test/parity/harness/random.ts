@@ -30,7 +30,10 @@ export class Random {
 
   /** Standard normal times `scale`, rounded to what `dtype` can hold. */
   normal(count: number, dtype: DType = "f32", scale = 1): Float64Array {
-    const values = Float64Array.from({ length: count }, () => scale * Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform()));
+    const values = Float64Array.from(
+      { length: count },
+      () => scale * Math.sqrt(-2 * Math.log(1 - this.uniform())) * Math.cos(2 * Math.PI * this.uniform()),
+    );
     return representable(values, dtype);
   }
 

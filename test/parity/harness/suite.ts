@@ -7,7 +7,10 @@ import type { Engine } from "./engines.ts";
 import { listEngines } from "./engines.ts";
 
 /** Calls `register` once an engine; `open` gives the engine's backend of so many threads, opened once and left without live bytes. */
-export async function onEveryEngine(register: (engine: Engine, open: (numThreads: number) => Backend) => void, threadCounts: readonly number[] = [2]): Promise<void> {
+export async function onEveryEngine(
+  register: (engine: Engine, open: (numThreads: number) => Backend) => void,
+  threadCounts: readonly number[] = [2],
+): Promise<void> {
   for (const engine of await listEngines()) {
     if (engine.skip !== null) {
       test.skip(`${engine.title}: skipped: ${engine.skip}`, () => {});
