@@ -1,17 +1,18 @@
 /**
  * Which kind of model a path names: a folder in Hugging Face form, or a GGUF file. A folder that holds one `.gguf` and no
- * `config.json` (what `moe pull` leaves of a repository that has nothing else) names that file.
+ * safetensors (what `moe pull` leaves of a repository that has nothing else) names that file.
  */
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { fileError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
+import { INDEX_FILE, SINGLE_FILE } from "./model-weights.ts";
 
 export type ModelPath = { readonly format: "gguf"; readonly file: string } | { readonly format: "folder"; readonly folder: string };
 
 /**
  * Looks at `path` (nothing is opened). Throws `file` for a path that does not exist, and for a folder with several GGUF
- * files and no `config.json`, since each of them is a model of its own.
+ * files and no safetensors, since each of them is a model of its own.
  */
 export function resolveModelPath(path: string): ModelPath {
   const expected = "a folder with config.json and safetensors, or a GGUF file";
@@ -19,7 +20,7 @@ export function resolveModelPath(path: string): ModelPath {
     const stat = statSync(path, { throwIfNoEntry: false });
     if (stat === undefined) throw fileError(path, expected, "nothing of that name");
     if (!stat.isDirectory()) return { format: "gguf", file: path };
-    if (existsSync(join(path, "config.json"))) return { format: "folder", folder: path };
+    if ([SINGLE_FILE, INDEX_FILE].some((name) => existsSync(join(path, name)))) return { format: "folder", folder: path };
     const [file, ...more] = readdirSync(path)
       .filter((name) => name.endsWith(".gguf"))
       .toSorted();

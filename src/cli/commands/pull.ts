@@ -9,13 +9,15 @@ export function addPull(program: Command): void {
     .description("download a model from the Hugging Face Hub (HF_ENDPOINT, HF_TOKEN; resumable)")
     .argument("<hub id>", "owner/name")
     .option("--out <folder>", "where to put it (default: models/<owner>--<name>)")
+    .option("--file <name>", "GGUF file to take, where a model comes in several")
     .option("--revision <name>", "branch, tag or commit", "main")
     .option("--json", "print one JSON object")
-    .action(async (id: string, flags: { out?: string; revision: string; json?: boolean }) => {
+    .action(async (id: string, flags: { out?: string; file?: string; revision: string; json?: boolean }) => {
       const output = new Output({ json: flags.json === true });
       const result = await pullModel(id, {
         revision: flags.revision,
         ...(flags.out === undefined ? {} : { folder: flags.out }),
+        ...(flags.file === undefined ? {} : { file: flags.file }),
         onFile: ({ name, bytes, state }) => {
           output.log(`${state} ${name} (${formatBytes(bytes)})`);
         },
