@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import { MoeError } from "../util/errors.ts";
+import type { ModelConfig } from "./model.ts";
 import { parseStrict } from "./strict.ts";
 
 const positiveInteger = z.int().positive();
@@ -47,6 +48,8 @@ export const runSchema = z.strictObject({
   }),
   /** Folder or file of the tokenizer; default: the model's own. */
   tokenizer: z.string().optional(),
+  /** Or: a byte-level BPE of this many ids, learned from the training text into the run folder. */
+  newTokenizer: z.strictObject({ vocabSize: z.int().min(257) }).optional(),
   data: z.strictObject({
     train: z.array(dataSource).min(1),
     /** Named validation sets. */
@@ -110,6 +113,10 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
   if ((config.model.from === undefined) === (config.model.config === undefined)) {
     throw new MoeError("configuration", `${what}: give exactly one of model.from (a checkpoint) and model.config (a new model)`);
   }
+  if (config.newTokenizer !== undefined && (config.tokenizer !== undefined || config.model.from !== undefined)) {
+    const other = config.tokenizer === undefined ? `model.from "${config.model.from ?? ""}", which has its own` : `tokenizer "${config.tokenizer}"`;
+    throw new MoeError("configuration", `${what}: newTokenizer contradicts ${other}`);
+  }
   const { schedule: s, numSteps } = config;
   if (s.warmupSteps + s.decaySteps > numSteps) {
     throw new MoeError("configuration", `${what}: schedule.warmupSteps ${s.warmupSteps} + decaySteps ${s.decaySteps} exceed numSteps ${numSteps}`);
@@ -121,10 +128,34 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
 }
 
 /**
+ * Checks a run against the model that it trains: throws `configuration` for values that contradict it, returns a warning for
+ * every option that has no effect on it.
+ */
+export function checkAgainstModel(config: RunConfig, model: ModelConfig): string[] {
+  const { sequenceLength } = config.data;
+  if (sequenceLength > model.maxPositions) {
+    throw new MoeError("configuration", `run configuration: data.sequenceLength ${sequenceLength} exceeds the model's max_position_embeddings ${model.maxPositions}`);
+  }
+  if (config.recomputeLayers > model.numLayers) {
+    throw new MoeError("configuration", `run configuration: recomputeLayers ${config.recomputeLayers} exceeds the model's ${model.numLayers} layers`);
+  }
+  const { capacityFactor, dropBy } = config.moe;
+  const warnings: string[] = [];
+  if (model.moe === null && capacityFactor !== null) warnings.push(`moe.capacityFactor ${capacityFactor} has no effect: the model has no experts`);
+  if (model.moe !== null && capacityFactor === null && dropBy !== "probability") {
+    warnings.push(`moe.dropBy "${dropBy}" has no effect without moe.capacityFactor`);
+  }
+  return warnings;
+}
+
+/**
  * Applies `key=value` assignments with dotted keys; a value is JSON where it parses, otherwise text.
  * Returns a new object. Unknown keys are found by `parseRunConfig` afterwards.
  */
 export function applySettings(config: unknown, settings: readonly string[]): unknown {
+  if (typeof config !== "object" || config === null || Array.isArray(config)) {
+    throw new MoeError("configuration", `run configuration: expected an object, got ${JSON.stringify(config)}`);
+  }
   const result = structuredClone(config) as Record<string, unknown>;
   for (const setting of settings) {
     const at = setting.indexOf("=");

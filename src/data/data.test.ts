@@ -26,9 +26,9 @@ const documentsOf = async (source: DocumentSource): Promise<SourceDocument[]> =>
   return found;
 };
 /** A token file of the given documents (ids below 100). */
-const tokenFile = (documents: readonly (readonly number[])[], masks?: readonly Uint8Array[]): TokenFile => {
+const tokenFile = (documents: readonly (readonly number[])[], masks?: readonly (Uint8Array | null)[]): TokenFile => {
   const path = join(folder, "tokens");
-  const writer = new TokenFileWriter(path, { vocabSize: 100, hasMask: masks !== undefined });
+  const writer = new TokenFileWriter(path, { vocabSize: 100 });
   for (const [i, document] of documents.entries()) writer.append(document, masks?.[i]);
   writer.finish("test");
   return new TokenFile(path);
@@ -38,7 +38,7 @@ describe("readDocuments", () => {
   test("reads a text file as one document, or splits it at a separator line", async () => {
     const path = write("a.txt", "one\ntwo\n---\nthree\n");
     expect(await documentsOf({ path })).toEqual([{ text: "one\ntwo\n---\nthree\n" }]);
-    expect(await documentsOf({ path, separator: "---" })).toEqual([{ text: "one\ntwo" }, { text: "three\n" }]);
+    expect(await documentsOf({ path, separator: "---" })).toEqual([{ text: "one\ntwo" }, { text: "three" }]);
   });
   test("reads JSONL text and conversations", async () => {
     const path = write("a.jsonl", '{"text":"x"}\n\n{"messages":[{"role":"user","content":"hi"}]}\n');
@@ -71,9 +71,9 @@ describe("token file", () => {
     );
   });
   test("leaves nothing behind when it is aborted", () => {
-    const writer = new TokenFileWriter(join(folder, "tokens"), { vocabSize: 100, hasMask: false });
+    const writer = new TokenFileWriter(join(folder, "tokens"), { vocabSize: 100 });
     writer.append([1, 2, 3]);
-    writer.abort();
+    writer[Symbol.dispose]();
     expect(readdirSync(folder)).toEqual([]);
   });
   test("refuses a truncated file and one that is something else, by name", () => {

@@ -33,6 +33,8 @@ export interface DatasetOptions {
   readonly documentMask?: boolean;
   /** False: windows in corpus order (validation). Default true. */
   readonly shuffle?: boolean;
+  /** What the corpus is called in errors. Default: the path of the token file. */
+  readonly label?: string;
 }
 
 export class Dataset {
@@ -40,7 +42,7 @@ export class Dataset {
   readonly sequenceLength: number;
   /** Windows in one epoch. */
   readonly numSequences: number;
-  readonly #options: Required<DatasetOptions>;
+  readonly #options: Required<Omit<DatasetOptions, "label">>;
   #order: { epoch: number; indices: Uint32Array } | null = null;
 
   /** Throws `file` when the corpus is shorter than one sequence and its target. */
@@ -50,7 +52,7 @@ export class Dataset {
     this.sequenceLength = options.sequenceLength;
     this.numSequences = Math.floor((file.header.numTokens - 1) / options.sequenceLength);
     if (this.numSequences < 1) {
-      throw new MoeError("file", `${file.path}: expected at least ${options.sequenceLength + 1} tokens (one sequence and its last target), got ${file.header.numTokens}`);
+      throw new MoeError("file", `${options.label ?? file.path}: expected at least ${options.sequenceLength + 1} tokens (one sequence and its last target), got ${file.header.numTokens}`);
     }
   }
 

@@ -3,10 +3,10 @@
  * Nothing here knows tokens. A malformed record is an error that names the file and the line; nothing is skipped silently.
  */
 import { createReadStream, existsSync, statSync } from "node:fs";
-import { createInterface } from "node:readline";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { fileError, MoeError } from "../util/errors.ts";
+import { systemError } from "../util/files.ts";
 
 export type DocumentFormat = "text" | "jsonl" | "chat" | "parquet";
 
@@ -24,12 +24,12 @@ export interface DocumentSource {
   readonly format?: DocumentFormat;
   /** JSONL key or Parquet column that holds the text. Default `text`. */
   readonly field?: string;
-  /** Plain text only: a line that separates documents. Default: the whole file is one document. */
+  /** Plain text only: a line that separates documents (an empty one: `""`). Default: the whole file is one document. */
   readonly separator?: string;
 }
 
-/** Longest JSONL record that is read, in characters. */
-const maxRecordCharacters = 64 * 1024 * 1024;
+/** Longest line (JSONL record) that is read, in characters. */
+const maxLineCharacters = 64 * 1024 * 1024;
 
 /** The documents of a source in file order. Throws `file` errors for missing, empty or malformed input. */
 export async function* readDocuments(source: DocumentSource): AsyncGenerator<SourceDocument> {
@@ -37,7 +37,7 @@ export async function* readDocuments(source: DocumentSource): AsyncGenerator<Sou
   const stat = statSync(source.path);
   if (!stat.isFile()) throw fileError(source.path, "a file", "a directory");
   if (stat.size === 0) throw fileError(source.path, "some text", "an empty file");
-  const format = source.format ?? formatOfPath(source.path);
+  const format = formatOfSource(source);
   switch (format) {
     case "text":
       yield* readText(source);
@@ -54,30 +54,49 @@ export async function* readDocuments(source: DocumentSource): AsyncGenerator<Sou
   }
 }
 
-function formatOfPath(path: string): DocumentFormat {
+/** The format a source is read as: what it says, otherwise by extension. */
+export function formatOfSource({ format, path }: DocumentSource): DocumentFormat {
+  if (format !== undefined) return format;
   if (path.endsWith(".parquet")) return "parquet";
   return path.endsWith(".jsonl") || path.endsWith(".ndjson") ? "jsonl" : "text";
 }
 
-async function* readText(source: DocumentSource): AsyncGenerator<SourceDocument> {
-  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: false });
-  const { separator } = source;
-  let pending = "";
-  for await (const chunk of decoded(source.path, decoder)) {
-    pending += chunk;
-    if (separator === undefined) continue;
-    const marker = `\n${separator}\n`;
-    let at = pending.indexOf(marker);
-    while (at >= 0) {
-      if (at > 0) yield { text: pending.slice(0, at) };
-      pending = pending.slice(at + marker.length);
-      at = pending.indexOf(marker);
-    }
+async function* readText({ path, separator }: DocumentSource): AsyncGenerator<SourceDocument> {
+  let text = "";
+  if (separator === undefined) {
+    for await (const chunk of decoded(path)) text += chunk;
+    if (text.trim() !== "") yield { text };
+    return;
   }
-  if (pending.trim() !== "") yield { text: pending };
+  let isFirst = true;
+  for await (const line of linesOf(path)) {
+    if (line === separator) {
+      if (text.trim() !== "") yield { text };
+      text = "";
+      isFirst = true;
+      continue;
+    }
+    text += isFirst ? line : `\n${line}`;
+    isFirst = false;
+  }
+  if (text.trim() !== "") yield { text };
 }
 
-async function* decoded(path: string, decoder: TextDecoder): AsyncGenerator<string> {
+/** Lines without their ends. What follows the last line end is a line if it is not empty. */
+async function* linesOf(path: string): AsyncGenerator<string> {
+  let pending = "";
+  for await (const chunk of decoded(path)) {
+    const lines = (pending + chunk).split("\n");
+    pending = lines.pop() ?? "";
+    if (pending.length > maxLineCharacters) throw fileError(path, `lines of at most ${maxLineCharacters} characters`, "a longer one");
+    for (const line of lines) yield line.endsWith("\r") ? line.slice(0, -1) : line;
+  }
+  if (pending !== "") yield pending;
+}
+
+/** The text of a file, in pieces that are never cut within a character. */
+async function* decoded(path: string): AsyncGenerator<string> {
+  const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: false });
   let offset = 0;
   try {
     for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) {
@@ -87,19 +106,17 @@ async function* decoded(path: string, decoder: TextDecoder): AsyncGenerator<stri
     yield decoder.decode();
   } catch (error) {
     if (error instanceof TypeError) throw fileError(path, "UTF-8 text", `invalid bytes after offset ${offset}`, error);
-    throw error;
+    throw systemError(path, "a readable file", error);
   }
 }
 
 async function* readJsonLines(source: DocumentSource, forceChat: boolean): AsyncGenerator<SourceDocument> {
   const field = source.field ?? "text";
-  const lines = createInterface({ input: createReadStream(source.path, "utf8"), crlfDelay: Number.POSITIVE_INFINITY });
   let lineNumber = 0;
-  for await (const line of lines) {
+  for await (const line of linesOf(source.path)) {
     lineNumber++;
     if (line.trim() === "") continue;
     const where = `${source.path}:${lineNumber}`;
-    if (line.length > maxRecordCharacters) throw fileError(where, `at most ${maxRecordCharacters} characters a record`, `${line.length}`);
     yield recordToDocument(parseRecord(line, where), where, field, forceChat);
   }
 }

@@ -2,19 +2,19 @@
  * Checkpoints of a run: folders `checkpoints/step-<n>` that are a model in Hugging Face form (so every other command opens
  * them) with the rest of what resuming needs beside it:
  *   optimizer.safetensors  moments and f32 masters
- *   state.json             step, sequences consumed, best losses: everything that is a number
+ *   state.json             step, position in the data, totals; precision, and a fingerprint of the data
  *   manifest.json          size and SHA-256 of each file, written last
  * A folder is written under a temporary name, flushed and renamed: a killed process never leaves one that loads wrongly.
  */
 import { createHash } from "node:crypto";
-import { closeSync, existsSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
+import { closeSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { createSafetensors } from "../checkpoint/safetensors-writer.ts";
 import { openSafetensors } from "../checkpoint/safetensors.ts";
 import { saveModel, type Decoder } from "../model/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { fileError } from "../util/errors.ts";
-import { openForReading, readFully, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
+import { openForReading, readFully, systemError, temporaryName, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
 
 /** What a checkpoint keeps besides tensors. */
 export interface TrainingState {
@@ -30,6 +30,14 @@ export interface TrainingState {
   readonly seconds: number;
 }
 
+/** What `state.json` holds. */
+export interface CheckpointState {
+  readonly training: TrainingState;
+  readonly precision: "f32" | "bf16";
+  /** Of the training sequences and their order. */
+  readonly dataFingerprint: string;
+}
+
 const manifestName = "manifest.json";
 const stateName = "state.json";
 const optimizerName = "optimizer.safetensors";
@@ -39,19 +47,20 @@ export interface CheckpointContent {
   readonly model: Decoder;
   /** Optimizer tensors by name. */
   readonly optimizer: ReadonlyMap<string, Tensor>;
-  readonly state: TrainingState;
+  readonly state: CheckpointState;
   /** Puts the tokenizer into the folder. */
   readonly writeTokenizer: (folder: string) => void;
 }
 
 /** Writes `checkpoints/step-<n>` of a run and returns its path. Throws `resource` on a full disk; nothing is left then. */
 export function saveCheckpoint(runFolder: string, content: CheckpointContent): string {
-  const folder = join(runFolder, "checkpoints", `step-${String(content.state.step).padStart(8, "0")}`);
+  const folder = join(runFolder, "checkpoints", `step-${String(content.state.training.step).padStart(8, "0")}`);
   writeDirectoryAtomically(folder, (temporary) => {
     saveModel(content.model, temporary);
     content.writeTokenizer(temporary);
     writeTensors(join(temporary, optimizerName), content.optimizer);
-    writeFileAtomically(join(temporary, stateName), `${JSON.stringify(content.state, null, 2)}\n`);
+    const { training, ...rest } = content.state;
+    writeFileAtomically(join(temporary, stateName), `${JSON.stringify({ ...training, ...rest }, null, 2)}\n`);
     const files = Object.fromEntries(filesIn(temporary).map((name) => [name, fingerprint(join(temporary, name))]));
     writeFileAtomically(join(temporary, manifestName), `${JSON.stringify({ files }, null, 2)}\n`);
   });
@@ -102,31 +111,57 @@ export function listCheckpoints(runFolder: string): string[] {
   if (!existsSync(parent)) return [];
   return readdirSync(parent)
     .filter((name) => /^step-\d{8,}$/.test(name) && statSync(join(parent, name)).isDirectory())
-    .sort()
+    .sort((a, b) => Number(a.slice(5)) - Number(b.slice(5)))
     .map((name) => join(parent, name));
 }
 
-/** Removes all but the newest `keep` checkpoints of a run. */
+/** Removes all but the newest `keep` checkpoints of a run. Each loses its name first, so that none is ever half there. */
 export function pruneCheckpoints(runFolder: string, keep: number): void {
-  for (const folder of listCheckpoints(runFolder).slice(0, -keep)) rmSync(folder, { recursive: true, force: true });
-}
-
-/** Verifies a checkpoint against its manifest and returns its numbers. Throws `file` naming what does not match. */
-export function readCheckpointState(folder: string): TrainingState {
-  const manifest = readJson(join(folder, manifestName)) as { files?: Record<string, Fingerprint> };
-  for (const [name, expected] of Object.entries(manifest.files ?? {})) {
-    const path = join(folder, name);
-    if (!existsSync(path)) throw fileError(path, `the file of ${expected.bytes} bytes that ${manifestName} lists`, "no such file");
-    const { bytes, sha256 } = fingerprint(path);
-    if (bytes !== expected.bytes || sha256 !== expected.sha256) {
-      throw fileError(path, `${expected.bytes} bytes with SHA-256 ${expected.sha256}, from ${manifestName}`, `${bytes} bytes with ${sha256}`);
+  for (const folder of listCheckpoints(runFolder).slice(0, -keep)) {
+    const doomed = temporaryName(folder);
+    try {
+      renameSync(folder, doomed);
+      rmSync(doomed, { recursive: true, force: true });
+    } catch (error) {
+      throw systemError(folder, "an old checkpoint that can be removed", error);
     }
   }
-  const state = readJson(join(folder, stateName)) as Record<string, unknown>;
-  for (const key of ["step", "sequences", "tokens", "flops", "seconds"]) {
-    if (typeof state[key] !== "number") throw fileError(join(folder, stateName), `a number "${key}"`, JSON.stringify(state[key]) ?? "none");
+}
+
+/**
+ * Verifies a checkpoint against its manifest and returns its state. Throws `file` naming what does not match; an older
+ * checkpoint of the run may still be whole.
+ */
+export function readCheckpointState(folder: string): CheckpointState {
+  const manifest = readJson(join(folder, manifestName)) as { files?: Record<string, Fingerprint> } | null;
+  const files = manifest?.files ?? {};
+  for (const name of [stateName, optimizerName, "config.json"]) {
+    if (files[name] === undefined) throw fileError(join(folder, manifestName), `an entry for ${name}`, "none");
   }
-  return state as unknown as TrainingState;
+  for (const [name, expected] of Object.entries(files)) {
+    const path = join(folder, name);
+    if (!existsSync(path)) throw fileError(path, `the file of ${expected.bytes} bytes that ${manifestName} lists`, `no such file${remedy(folder)}`);
+    const { bytes, sha256 } = fingerprint(path);
+    if (bytes !== expected.bytes || sha256 !== expected.sha256) {
+      const got = `${bytes} bytes with ${sha256}${remedy(folder)}`;
+      throw fileError(path, `${expected.bytes} bytes with SHA-256 ${expected.sha256}, from ${manifestName}`, got);
+    }
+  }
+  return readState(join(folder, stateName));
+}
+
+function remedy(folder: string): string {
+  return `; the checkpoint is damaged: remove ${folder} to resume from the one before it`;
+}
+
+function readState(path: string): CheckpointState {
+  const { precision, dataFingerprint, ...training } = readJson(path) as Record<string, unknown>;
+  for (const key of ["step", "sequences", "tokens", "flops", "seconds"]) {
+    if (typeof training[key] !== "number") throw fileError(path, `a number "${key}"`, JSON.stringify(training[key]) ?? "none");
+  }
+  if (precision !== "f32" && precision !== "bf16") throw fileError(path, '"precision" f32 or bf16', JSON.stringify(precision) ?? "none");
+  if (typeof dataFingerprint !== "string") throw fileError(path, '"dataFingerprint"', JSON.stringify(dataFingerprint) ?? "none");
+  return { training: training as unknown as TrainingState, precision, dataFingerprint };
 }
 
 /** Fills optimizer tensors from a checkpoint. Throws `file` when names or shapes differ. */

@@ -5,6 +5,7 @@
  */
 import type { Dataset } from "../data/dataset.ts";
 import type { Decoder } from "../model/index.ts";
+import { MoeError } from "../util/errors.ts";
 import { toModelBatch } from "./batch.ts";
 
 export interface Evaluation {
@@ -22,7 +23,7 @@ export interface EvaluateOptions {
   readonly batchSequences: number;
 }
 
-/** Evaluates `model` on the first sequences of `dataset` (which should not shuffle). */
+/** Evaluates `model` on the first sequences of `dataset` (which should not shuffle). Throws `file` where no token bears loss. */
 export function evaluate(model: Decoder, dataset: Dataset, { maxSequences, batchSequences }: EvaluateOptions): Evaluation {
   const numSequences = Math.min(maxSequences, dataset.numSequences);
   const sums: number[] = [];
@@ -41,8 +42,9 @@ export function evaluate(model: Decoder, dataset: Dataset, { maxSequences, batch
     }
   }
   const numTokens = counts.reduce((a, b) => a + b, 0);
-  const loss = numTokens === 0 ? 0 : sums.reduce((a, b) => a + b, 0) / numTokens;
+  if (numTokens === 0) throw new MoeError("file", `${dataset.file.path}: expected tokens that bear loss in the first ${numSequences} sequences, got none`);
+  const loss = sums.reduce((a, b) => a + b, 0) / numTokens;
   const residuals = sums.map((sum, i) => sum - loss * (counts[i] ?? 0));
   const variance = residuals.reduce((a, r) => a + r * r, 0) * (numSequences / Math.max(1, numSequences - 1));
-  return { loss, standardError: numTokens === 0 ? 0 : Math.sqrt(variance) / numTokens, numTokens, numSequences };
+  return { loss, standardError: Math.sqrt(variance) / numTokens, numTokens, numSequences };
 }

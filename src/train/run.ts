@@ -6,27 +6,27 @@
  *   checkpoints/     step-<n>, each a model that every other command opens
  * `train` starts or resumes it; nothing else writes there.
  */
-import { createHash } from "node:crypto";
-import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { copyTokenizer, loadTokenizer, tokenizerFiles } from "../checkpoint/tokenizer.ts";
+import { copyTokenizer, loadTokenizer } from "../checkpoint/tokenizer.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
-import { parseRunConfig, type DataSourceConfig, type RunConfig } from "../config/run.ts";
-import { Dataset, prepareTokens, type EncodedConversation, type ChatMessage, type TokenFile } from "../data/index.ts";
+import { checkAgainstModel, type RunConfig } from "../config/run.ts";
+import type { Dataset } from "../data/index.ts";
 import { Decoder, loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
-import { chatTokens } from "../tokenizer/chat.ts";
-import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
-import { removeTemporaries, systemError, writeFileAtomically } from "../util/files.ts";
 import { checkVocabulary } from "./batch.ts";
-import { listCheckpoints, pruneCheckpoints, readCheckpointState, readOptimizerTensors, saveCheckpoint, type TrainingState } from "./checkpoint.ts";
+import { pruneCheckpoints, readCheckpointState, readOptimizerTensors, saveCheckpoint, type CheckpointState, type TrainingState } from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
 import { measurePeakFlops } from "./peak.ts";
+import { prepareData, type RunData } from "./run-data.ts";
+import { appendMetrics, changedFields, openRunFolder, readRunConfig, truncateMetrics, writeRunConfig } from "./run-folder.ts";
+import { runTokenizer } from "./tokenizer.ts";
 import { Trainer, type StepMetrics } from "./trainer.ts";
 
 export type TrainEvent =
-  | { readonly type: "tokenizing"; readonly documents: number; readonly tokens: number }
+  | { readonly type: "warning"; readonly message: string }
+  | { readonly type: "tokenizing"; readonly documents: number; readonly characters: number; readonly tokens: number }
   | { readonly type: "start"; readonly state: TrainingState; readonly numSteps: number; readonly peakFlops: number }
   | { readonly type: "step"; readonly metrics: StepMetrics; readonly secondsLeft: number }
   | { readonly type: "evaluation"; readonly step: number; readonly name: string; readonly evaluation: Evaluation }
@@ -36,7 +36,7 @@ export interface TrainOptions {
   readonly engine: Engine;
   readonly config: RunConfig;
   readonly runFolder: string;
-  /** Continue from the newest checkpoint of the folder. Without it, a folder that has checkpoints is an error. */
+  /** Continue from the newest checkpoint of the folder, if it has one. Without it, a folder that has checkpoints is an error. */
   readonly resume?: boolean;
   /** Aborted: the step under way is finished, a checkpoint saved, and `train` returns with `stopped`. */
   readonly signal?: AbortSignal;
@@ -54,33 +54,37 @@ export interface TrainResult {
 }
 
 /**
- * Runs a configuration to its last step. Throws `configuration`, `file`, `resource` (disk, a loss that is not finite).
+ * Runs a configuration to its last step. Throws `configuration`, `file`, `resource` (disk, a loss that is not finite, a
+ * signal while the text was still being read).
  *
  * ```ts
  * const result = await train({ engine, config: parseRunConfig(recipe), runFolder: "runs/first" });
  * ```
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
-  const { config, runFolder, engine } = options;
-  const checkpoint = startingPoint(options);
-  const tokenizerFolder = config.tokenizer ?? config.model.from;
-  if (tokenizerFolder === undefined) throw new MoeError("configuration", "run configuration: a new model (model.config) needs tokenizer, the folder of its tokenizer");
-  const tokenizer = await loadTokenizer(tokenizerFolder);
-  using data = await prepareData(options, tokenizer, tokenizerFolder);
+  const { config, runFolder, engine, signal, onEvent, resume = false } = options;
+  const checkpoint = openRunFolder(runFolder, resume);
+  const state = checkpoint === null ? null : readCheckpointState(checkpoint);
+  if (checkpoint !== null) warnOfChanges(options, checkpoint);
+  const tokenizerPath = await runTokenizer(config, runFolder, checkpoint);
+  const tokenizer = await loadTokenizer(tokenizerPath);
+  const onProgress = (progress: { documents: number; characters: number; tokens: number }): void => onEvent?.({ type: "tokenizing", ...progress });
+  using data = await prepareData({ config, runFolder, backend: engine.backend, tokenizer, tokenizerPath, signal, onProgress });
+  if (checkpoint !== null && state !== null) checkResumable(checkpoint, state, config, data);
   using model = openModel(engine, config, checkpoint);
-  checkVocabulary(tokenizer.vocabSize, model.config.vocabSize, "run configuration");
-  const state = checkpoint === null ? undefined : readCheckpointState(checkpoint);
-  const peakFlops = measurePeakFlops(engine);
-  using trainer = new Trainer(config, model, data.train, { peakFlops, ...(state === undefined ? {} : { state }) });
-  if (checkpoint !== null && state !== undefined) {
+  checkVocabulary(tokenizer.vocabSize, model.config.vocabSize, tokenizerPath);
+  for (const message of checkAgainstModel(config, model.config)) onEvent?.({ type: "warning", message });
+  const peakFlops = measurePeakFlops(engine, config.precision);
+  using trainer = new Trainer(config, model, data.train, { peakFlops, ...(state === null ? {} : { state: state.training }) });
+  if (checkpoint !== null && state !== null) {
     const { tensors } = trainer.optimizer.state();
     readOptimizerTensors(checkpoint, tensors);
-    trainer.optimizer.loadState({ step: state.step, tensors });
-    truncateMetrics(runFolder, state.step);
+    trainer.optimizer.loadState({ step: state.training.step, tensors });
+    truncateMetrics(runFolder, state.training.step);
   }
-  writeFileAtomically(join(runFolder, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
-  return await new Run(options, trainer, data.validation, (folder) => {
-    copyTokenizer(tokenizerFolder, folder, tokenizer);
+  writeRunConfig(runFolder, config);
+  return await new Run(options, trainer, data, checkpoint, (folder) => {
+    copyTokenizer(tokenizerPath, folder, tokenizer);
   }).toTheEnd();
 }
 
@@ -88,87 +92,83 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
 class Run {
   readonly #options: TrainOptions;
   readonly #trainer: Trainer;
-  readonly #validation: ReadonlyMap<string, Dataset>;
+  readonly #data: RunData;
   readonly #writeTokenizer: (folder: string) => void;
   readonly #evaluations: Record<string, Evaluation> = {};
-  readonly #metrics: string;
+  /** The checkpoint of the state as it is now, if there is one. */
+  #saved: string | null;
 
-  constructor(options: TrainOptions, trainer: Trainer, validation: ReadonlyMap<string, Dataset>, writeTokenizer: (folder: string) => void) {
+  constructor(options: TrainOptions, trainer: Trainer, data: RunData, saved: string | null, writeTokenizer: (folder: string) => void) {
     this.#options = options;
     this.#trainer = trainer;
-    this.#validation = validation;
+    this.#data = data;
+    this.#saved = saved;
     this.#writeTokenizer = writeTokenizer;
-    this.#metrics = join(options.runFolder, "metrics.jsonl");
   }
 
   async toTheEnd(): Promise<TrainResult> {
     const { config, signal, onEvent } = this.#options;
     const trainer = this.#trainer;
     onEvent?.({ type: "start", state: trainer.state, numSteps: config.numSteps, peakFlops: trainer.peakFlops ?? 0 });
-    let saved: string | null = null;
-    const times: number[] = [];
+    const recentSeconds: number[] = [];
     while (trainer.state.step < config.numSteps && signal?.aborted !== true) {
       const metrics = trainer.step();
-      times.push(metrics.seconds);
-      const recent = times.slice(-20);
-      const secondsLeft = (recent.reduce((a, b) => a + b, 0) / recent.length) * (config.numSteps - metrics.step);
-      if (metrics.step % config.logIntervalSteps === 0 || metrics.step === config.numSteps) this.#log({ type: "step", ...metrics });
+      this.#saved = null;
+      recentSeconds.push(metrics.seconds);
+      if (recentSeconds.length > 20) recentSeconds.shift();
+      const secondsLeft = (recentSeconds.reduce((a, b) => a + b, 0) / recentSeconds.length) * (config.numSteps - metrics.step);
+      if (isDue(metrics.step, config.logIntervalSteps) || metrics.step === config.numSteps) this.#log({ type: "step", ...metrics });
       onEvent?.({ type: "step", metrics, secondsLeft });
-      const { intervalSteps } = config.evaluation;
-      if (intervalSteps > 0 && metrics.step % intervalSteps === 0 && metrics.step < config.numSteps) this.#evaluate();
-      saved = null;
-      if (config.checkpoint.intervalSteps > 0 && metrics.step % config.checkpoint.intervalSteps === 0) saved = this.#save();
-      // Lets signals and streams be heard between steps.
-      await new Promise((resolve) => setImmediate(resolve));
+      // Lets signals and streams be heard between steps, and between a step and an evaluation.
+      await nextTurn();
+      if (metrics.step < config.numSteps) {
+        if (isDue(metrics.step, config.evaluation.intervalSteps)) await this.#evaluate();
+        if (isDue(metrics.step, config.checkpoint.intervalSteps)) this.#saved = this.#save();
+      }
     }
     const stopped = trainer.state.step < config.numSteps;
-    if (!stopped) this.#evaluate();
-    saved ??= this.#save();
-    return { state: trainer.state, evaluations: this.#evaluations, folder: saved, stopped };
+    // Saved first: an evaluation that fails or is killed costs no step.
+    this.#saved ??= this.#save();
+    if (!stopped) await this.#evaluate();
+    return { state: trainer.state, evaluations: this.#evaluations, folder: this.#saved, stopped };
   }
 
-  #evaluate(): void {
+  async #evaluate(): Promise<void> {
     const { config, onEvent } = this.#options;
     const { step } = this.#trainer.state;
-    for (const [name, dataset] of this.#validation) {
-      const { maxSequences } = config.evaluation;
-      const evaluation = evaluate(this.#trainer.model, dataset, { maxSequences, batchSequences: config.microBatchSequences });
+    for (const [name, dataset] of this.#data.validation) {
+      const evaluation = evaluateSet(this.#trainer, dataset, config);
       this.#evaluations[name] = evaluation;
       this.#log({ type: "evaluation", step, name, ...evaluation });
       onEvent?.({ type: "evaluation", step, name, evaluation });
+      await nextTurn();
     }
   }
   #save(): string {
     const { runFolder, config, onEvent } = this.#options;
-    const { model, optimizer, state } = this.#trainer;
+    const { model, optimizer, state: training } = this.#trainer;
+    const state: CheckpointState = { training, precision: config.precision, dataFingerprint: this.#data.fingerprint };
     const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
     onEvent?.({ type: "checkpoint", folder });
     return folder;
   }
   #log(record: object): void {
-    try {
-      appendFileSync(this.#metrics, `${JSON.stringify(record)}\n`);
-    } catch (error) {
-      throw systemError(this.#metrics, "a metrics file that can be appended to", error);
-    }
+    appendMetrics(this.#options.runFolder, record);
   }
 }
 
-/** The checkpoint to resume from, or null for a fresh start. Makes the run folder. */
-function startingPoint({ runFolder, resume = false }: TrainOptions): string | null {
-  const newest = listCheckpoints(runFolder).at(-1) ?? null;
-  if (newest !== null && !resume) {
-    throw new MoeError("configuration", `${runFolder}: expected a new run folder, got one with checkpoints; resume it or choose another`);
-  }
-  try {
-    mkdirSync(join(runFolder, "checkpoints"), { recursive: true });
-    removeTemporaries(join(runFolder, "checkpoints"));
-    if (newest === null) rmSync(join(runFolder, "metrics.jsonl"), { force: true });
-  } catch (error) {
-    throw systemError(runFolder, "a folder for the run", error);
-  }
-  return newest;
+function evaluateSet(trainer: Trainer, dataset: Dataset, config: RunConfig): Evaluation {
+  const { maxSequences } = config.evaluation;
+  return evaluate(trainer.model, dataset, { maxSequences, batchSequences: config.microBatchSequences });
+}
+
+/** Whether something that happens every `interval` steps (0: never) happens after `step`. */
+function isDue(step: number, interval: number): boolean {
+  return interval > 0 && step % interval === 0;
+}
+async function nextTurn(): Promise<void> {
+  await new Promise((resolve) => setImmediate(resolve));
 }
 
 function openModel(engine: Engine, config: RunConfig, checkpoint: string | null): Decoder {
@@ -178,89 +178,25 @@ function openModel(engine: Engine, config: RunConfig, checkpoint: string | null)
   return Decoder.initialize(engine, fromHuggingFaceConfig(config.model.config, "model.config"), { dtype, seed: config.seed });
 }
 
-class RunData implements Disposable {
-  readonly train: Dataset;
-  readonly validation: ReadonlyMap<string, Dataset>;
-  readonly #files: readonly TokenFile[];
-
-  constructor(train: Dataset, validation: ReadonlyMap<string, Dataset>, files: readonly TokenFile[]) {
-    this.train = train;
-    this.validation = validation;
-    this.#files = files;
+/** A resumed run goes on from its checkpoint's model; what else differs from how it began is said, not refused. */
+function warnOfChanges({ runFolder, config, onEvent }: TrainOptions, checkpoint: string): void {
+  if (!existsSync(join(runFolder, "config.json"))) return;
+  const changes = changedFields(readRunConfig(runFolder), config);
+  const model = changes.filter((change) => change.startsWith("model."));
+  if (model.length > 0) {
+    throw new MoeError("configuration", `${checkpoint}: the run began with another model (${model.join(", ")}); start a new run folder for it`);
   }
-  [Symbol.dispose](): void {
-    for (const file of this.#files) file[Symbol.dispose]();
+  if (changes.length > 0) onEvent?.({ type: "warning", message: `resumed under a changed configuration: ${changes.join(", ")}` });
+}
+
+/** A position in the data means nothing in other data, and masters of bf16 weights are nowhere in an f32 run. */
+function checkResumable(checkpoint: string, state: CheckpointState, config: RunConfig, data: RunData): void {
+  const instead = `to go on from its weights, start a new run with model.from "${checkpoint}"`;
+  if (state.precision !== config.precision) {
+    throw new MoeError("configuration", `${checkpoint}: saved with precision ${state.precision}, cannot resume with ${config.precision}; ${instead}`);
   }
-}
-
-async function prepareData({ config, runFolder, onEvent }: TrainOptions, tokenizer: Tokenizer, tokenizerFolder: string): Promise<RunData> {
-  const folder = config.data.cacheDir ?? join(runFolder, "tokens");
-  const files: TokenFile[] = [];
-  const open = async (name: string, sources: readonly DataSourceConfig[], shuffle: boolean): Promise<Dataset> => {
-    const file = await prepareTokens(join(folder, `${name}.tokens`), sources.map(asSource), {
-      tokenizer,
-      tokenizerFingerprint: tokenizerFingerprint(tokenizerFolder),
-      ...(tokenizer.chatTemplate !== undefined && { encodeChat: (messages: readonly ChatMessage[]) => encodeConversation(tokenizer, messages) }),
-      onProgress: ({ documents, tokens }) => onEvent?.({ type: "tokenizing", documents, tokens }),
-    });
-    files.push(file);
-    const { sequenceLength, documentMask } = config.data;
-    return new Dataset(file, { sequenceLength, documentMask, seed: config.seed, shuffle });
-  };
-  try {
-    const train = await open("train", config.data.train, true);
-    const validation = new Map<string, Dataset>();
-    for (const [name, sources] of Object.entries(config.data.validation)) validation.set(name, await open(`validation-${safeName(name)}`, sources, false));
-    return new RunData(train, validation, files);
-  } catch (error) {
-    for (const file of files) file[Symbol.dispose]();
-    throw error;
+  if (state.dataFingerprint !== data.fingerprint) {
+    const what = "the training text, the tokenizer, data.sequenceLength, data.documentMask or the seed changed since it was saved";
+    throw new MoeError("configuration", `${checkpoint}: cannot resume, because ${what}; ${instead}`);
   }
-}
-
-/** A conversation as its template renders it; only what the assistant wrote bears loss. */
-function encodeConversation(tokenizer: Tokenizer, messages: readonly ChatMessage[]): EncodedConversation {
-  const { ids, assistantMask } = chatTokens(tokenizer, messages.map(({ role, content }) => ({ role, content })));
-  return { ids, mask: assistantMask };
-}
-
-function asSource({ path, format, field, separator }: DataSourceConfig): Parameters<typeof prepareTokens>[1][number] {
-  return { path, ...(format && { format }), ...(field && { field }), ...(separator && { separator }) };
-}
-function safeName(name: string): string {
-  if (!/^[\w.-]{1,64}$/.test(name) || name.startsWith(".")) throw new MoeError("configuration", `data.validation: expected names of letters, digits, ".", "_" and "-", got "${name}"`);
-  return name;
-}
-
-function tokenizerFingerprint(folder: string): string {
-  const hash = createHash("sha256");
-  for (const name of tokenizerFiles) {
-    const path = join(folder, name);
-    if (existsSync(path)) hash.update(name).update(readFileSync(path));
-  }
-  if (existsSync(folder) && folder.endsWith(".gguf")) hash.update(folder);
-  return hash.digest("hex");
-}
-
-/** Drops the metrics of steps after the checkpoint: they will be made again. A torn last line goes too. */
-function truncateMetrics(runFolder: string, step: number): void {
-  const path = join(runFolder, "metrics.jsonl");
-  if (!existsSync(path)) return;
-  const kept = readFileSync(path, "utf8")
-    .split("\n")
-    .filter((line) => {
-      try {
-        return (JSON.parse(line) as { step: number }).step <= step;
-      } catch {
-        return false;
-      }
-    });
-  writeFileAtomically(path, kept.map((line) => `${line}\n`).join(""));
-}
-
-/** Configuration of an existing run. Throws `file` where there is none. */
-export function readRunConfig(runFolder: string): RunConfig {
-  const path = join(runFolder, "config.json");
-  if (!existsSync(path)) throw new MoeError("file", `${path}: expected the configuration of a run, got no such file`);
-  return parseRunConfig(JSON.parse(readFileSync(path, "utf8")), path);
 }

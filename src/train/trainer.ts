@@ -1,5 +1,5 @@
 /**
- * The training loop on one device: batches, forward and backward by micro-batch, clipping, AdamW, evaluation, checkpoints.
+ * One optimizer step on one device: batches, forward and backward by micro-batch, clipping, AdamW, metrics.
  *
  * A step is a pure function of (weights, optimizer, step number): data order and schedule follow from the configuration and
  * the step, so a run that was killed and resumed ends with the same bits as one that was not. Cross-entropy is normalized by
@@ -44,6 +44,8 @@ export interface StepMetrics {
   readonly tokensPerSecond: number;
   /** Model FLOPs (forward and backward, `flopsPerToken`) a second over `peakFlops`, or null where no peak is known. */
   readonly mfu: number | null;
+  /** Most bytes that the engine had handed out at once, since the trainer was made. */
+  readonly peakBytes: number;
   readonly layers: readonly LayerMetrics[];
 }
 
@@ -72,6 +74,7 @@ export class Trainer implements Disposable {
     this.peakFlops = options.peakFlops;
     this.#state = options.state ?? { step: 0, sequences: 0, tokens: 0, flops: 0, seconds: 0 };
     const { beta1, beta2, epsilon, weightDecay } = config.optimizer;
+    model.engine.backend.resetPeak();
     this.optimizer = new AdamW(model.engine, model.parameters.values(), { beta1, beta2, eps: epsilon, weightDecay });
   }
 
@@ -114,6 +117,7 @@ export class Trainer implements Disposable {
       seconds,
       tokensPerSecond: tokensSeen / seconds,
       mfu: this.peakFlops === null ? null : flops / seconds / this.peakFlops,
+      peakBytes: this.model.engine.backend.peakBytes,
       layers: this.#layerMetrics(results),
     };
   }
@@ -150,9 +154,21 @@ export class Trainer implements Disposable {
 
   #requireFinite(value: number, what: string): void {
     if (Number.isFinite(value)) return;
-    const culprit = this.optimizer.firstNonFinite();
-    const where = culprit === null ? "" : ` (first in the gradient of ${culprit})`;
-    throw new MoeError("resource", `step ${this.#state.step + 1}: the ${what} is ${value}${where}. The last checkpoint is intact; try a lower learning rate or more warm-up`);
+    const culprit = this.#firstNonFinite();
+    this.optimizer.zeroGrad();
+    const where = culprit === null ? "" : ` (first in ${culprit})`;
+    const advice = "Nothing was changed or saved by this step; try a lower learning rate or more warm-up from the last checkpoint";
+    throw new MoeError("resource", `step ${this.#state.step + 1}: the ${what} is ${value}${where}. ${advice}`);
+  }
+
+  /** The first weight, in the order of the forward pass, that is not finite; otherwise the first such gradient. */
+  #firstNonFinite(): string | null {
+    const { engine, parameters } = this.model;
+    for (const [name, parameter] of parameters) {
+      if (!parameter.toFloat32Array().every(Number.isFinite)) return `the weights of ${name}`;
+    }
+    const gradient = engine.scope(() => this.optimizer.firstNonFinite());
+    return gradient === null ? null : `the gradient of ${gradient}`;
   }
 
   #layerMetrics(results: readonly MicroResult[]): LayerMetrics[] {

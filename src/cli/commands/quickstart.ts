@@ -54,7 +54,7 @@ async function run(flags: QuickstartFlags): Promise<void> {
         if (event.phase !== phase) {
           reporter?.stop();
           phase = event.phase;
-          reporter = new Reporter(output, phase);
+          reporter = new Reporter(output, phase, { showsMfu: phase === "dense" });
         }
         reporter?.on(event.event);
         if (event.event.type === "evaluation") reporter?.stop();

@@ -3,14 +3,18 @@ import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { Command } from "commander";
 import { applySettings, parseRunConfig, type RunConfig } from "../../config/run.ts";
-import { readRunConfig, train, type TrainEvent } from "../../train/index.ts";
+import { findRecipe, recipes } from "../../recipes/index.ts";
+import { describeMfu, readRunConfig, train, type TrainEvent } from "../../train/index.ts";
 import { fileError, MoeError } from "../../util/errors.ts";
 import { collected } from "../options.ts";
-import { Output, type Progress } from "../output.ts";
+import { formatCount, Output, type Progress } from "../output.ts";
 import { openEngine } from "../session.ts";
 
 interface TrainFlags {
   readonly set: readonly string[];
+  readonly model?: string;
+  readonly text?: string;
+  readonly validation?: string;
   readonly out?: string;
   readonly resume?: boolean;
   readonly json?: boolean;
@@ -20,9 +24,12 @@ export function addTrain(program: Command): void {
   program
     .command("train")
     .description("train a model, or fine-tune a loaded one; resumes bit for bit")
-    .argument("<config>", "JSON configuration, or the folder of a run (with --resume)")
+    .argument("<recipe>", `recipe (${Object.keys(recipes).join(", ")}), JSON configuration, or the folder of a run (with --resume)`)
+    .option("--model <path>", "recipes: the model to start from")
+    .option("--text <path>", "recipes: the training text")
+    .option("--validation <path>", "recipes: text for the validation loss")
     .option("--set <key=value>", "change one field of the configuration (repeatable)", collected, [])
-    .option("--out <folder>", "run folder (default: runs/<name of the configuration>)")
+    .option("--out <folder>", "run folder (default: runs/<name of the recipe or configuration>)")
     .option("--resume", "continue from the newest checkpoint")
     .option("--json", "print one JSON object")
     .action(run);
@@ -56,16 +63,33 @@ async function run(source: string, flags: TrainFlags): Promise<void> {
 function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFolder: string } {
   if (existsSync(join(source, "config.json")) && existsSync(join(source, "checkpoints"))) {
     if (flags.resume !== true) throw new MoeError("usage", `${source} is the folder of a run: add --resume to continue it`);
+    refuseInputs(source, flags);
     return { config: parseRunConfig(applySettings(readRunConfig(source), flags.set), source), runFolder: flags.out ?? source };
   }
-  if (!existsSync(source)) throw fileError(source, "a JSON configuration or the folder of a run", "no such file");
-  let json: unknown;
-  try {
-    json = JSON.parse(readFileSync(source, "utf8"));
-  } catch (error) {
-    throw fileError(source, "a JSON configuration", "text that does not parse", error);
+  const runFolder = flags.out ?? join("runs", basename(source, ".json"));
+  if (isFileName(source)) {
+    refuseInputs(source, flags);
+    return { config: parseRunConfig(applySettings(readJson(source), flags.set), source), runFolder };
   }
-  return { config: parseRunConfig(applySettings(json, flags.set), source), runFolder: flags.out ?? join("runs", basename(source, ".json")) };
+  return { config: parseRunConfig(applySettings(findRecipe(source)(flags), flags.set), `recipe ${source}`), runFolder };
+}
+
+/** A path, not the name of a recipe. */
+function isFileName(source: string): boolean {
+  return existsSync(source) || source.includes("/") || source.endsWith(".json");
+}
+function refuseInputs(source: string, { model, text, validation }: TrainFlags): void {
+  for (const [name, value] of Object.entries({ model, text, validation })) {
+    if (value !== undefined) throw new MoeError("usage", `--${name} is for recipes; ${source} is a configuration: use --set`);
+  }
+}
+function readJson(path: string): unknown {
+  if (!existsSync(path)) throw fileError(path, "a JSON configuration or the folder of a run", "no such file");
+  try {
+    return JSON.parse(readFileSync(path, "utf8"));
+  } catch (error) {
+    throw fileError(path, "a JSON configuration", "something that does not read or parse as JSON", error);
+  }
 }
 
 /** Shows what a run reports. */
@@ -74,15 +98,25 @@ export class Reporter {
   readonly #label: string;
   #progress: Progress | null = null;
 
-  constructor(output: Output, label = "training") {
+  readonly #showsMfu: boolean;
+  #nextReading = 0;
+
+  /** `showsMfu`: say what MFU means when the run starts. */
+  constructor(output: Output, label = "training", { showsMfu = true } = {}) {
     this.#output = output;
     this.#label = label;
+    this.#showsMfu = showsMfu;
   }
   on(event: TrainEvent): void {
     switch (event.type) {
+      case "warning":
+        this.#output.log(`warning: ${event.message}`);
+        break;
       case "tokenizing":
+        this.#reportReading(event);
         break;
       case "start":
+        if (this.#showsMfu) this.#output.log(describeMfu(event.peakFlops));
         this.#progress = this.#output.progress(this.#label, event.numSteps);
         this.#progress.update(event.state.step);
         break;
@@ -101,6 +135,12 @@ export class Reporter {
       default:
         event satisfies never;
     }
+  }
+  /** A line every two seconds: how long the text is, nobody knows yet. */
+  #reportReading({ documents, characters, tokens }: TrainEvent & { type: "tokenizing" }): void {
+    if (performance.now() < this.#nextReading) return;
+    this.#nextReading = performance.now() + 2000;
+    this.#output.log(`reading text: ${documents} documents, ${formatCount(characters)} characters, ${formatCount(tokens)} tokens`);
   }
   stop(): void {
     this.#progress?.stop();

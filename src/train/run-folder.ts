@@ -1,0 +1,89 @@
+/**
+ * The folder of a run: where it starts or continues, its configuration, and its metrics file. Checkpoints have a file of
+ * their own (`checkpoint.ts`).
+ */
+import { appendFileSync, existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { parseRunConfig, type RunConfig } from "../config/run.ts";
+import { fileError, MoeError } from "../util/errors.ts";
+import { removeTemporaries, systemError, writeFileAtomically } from "../util/files.ts";
+import { listCheckpoints } from "./checkpoint.ts";
+
+/**
+ * Makes the run folder and returns the checkpoint to resume from, or null for a fresh start. Throws `configuration` for a
+ * folder that has a run when `resume` is false.
+ */
+export function openRunFolder(runFolder: string, resume: boolean): string | null {
+  const newest = listCheckpoints(runFolder).at(-1) ?? null;
+  if (newest !== null && !resume) {
+    throw new MoeError("configuration", `${runFolder}: expected a new run folder, got one with checkpoints; resume it (--resume) or choose another`);
+  }
+  try {
+    mkdirSync(join(runFolder, "checkpoints"), { recursive: true });
+    removeTemporaries(join(runFolder, "checkpoints"));
+    removeTemporaries(runFolder);
+    if (newest === null) rmSync(metricsPath(runFolder), { force: true });
+  } catch (error) {
+    throw systemError(runFolder, "a folder for the run", error);
+  }
+  return newest;
+}
+
+export function writeRunConfig(runFolder: string, config: RunConfig): void {
+  writeFileAtomically(join(runFolder, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
+}
+
+/** Configuration of an existing run. Throws `file` where there is none, `configuration` where it is not one. */
+export function readRunConfig(runFolder: string): RunConfig {
+  const path = join(runFolder, "config.json");
+  if (!existsSync(path)) throw fileError(path, "the configuration of a run", "no such file");
+  let json: unknown;
+  try {
+    json = JSON.parse(readFileSync(path, "utf8"));
+  } catch (error) {
+    throw fileError(path, "JSON", "text that does not parse", error);
+  }
+  return parseRunConfig(json, path);
+}
+
+/** Fields whose values differ, `a.b: 1 -> 2`, for the warning when a run goes on under another configuration. */
+export function changedFields(before: unknown, after: unknown, path = ""): string[] {
+  const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+  if (!isObject(before) || !isObject(after)) {
+    const [from, to] = [JSON.stringify(before) ?? "absent", JSON.stringify(after) ?? "absent"];
+    return from === to ? [] : [`${path}: ${from} -> ${to}`];
+  }
+  return [...new Set([...Object.keys(before), ...Object.keys(after)])].flatMap((key) =>
+    changedFields(before[key], after[key], path === "" ? key : `${path}.${key}`),
+  );
+}
+
+function metricsPath(runFolder: string): string {
+  return join(runFolder, "metrics.jsonl");
+}
+
+/** One more line of `metrics.jsonl`. Throws `resource` on a full disk. */
+export function appendMetrics(runFolder: string, record: object): void {
+  const path = metricsPath(runFolder);
+  try {
+    appendFileSync(path, `${JSON.stringify(record)}\n`);
+  } catch (error) {
+    throw systemError(path, "a metrics file that can be appended to", error);
+  }
+}
+
+/** Drops the metrics of steps after the checkpoint at `step`, which will be made again, and a torn last line. */
+export function truncateMetrics(runFolder: string, step: number): void {
+  const path = metricsPath(runFolder);
+  if (!existsSync(path)) return;
+  const kept = readFileSync(path, "utf8")
+    .split("\n")
+    .filter((line) => {
+      try {
+        return (JSON.parse(line) as { step: number }).step <= step;
+      } catch {
+        return false;
+      }
+    });
+  writeFileAtomically(path, kept.map((line) => `${line}\n`).join(""));
+}
