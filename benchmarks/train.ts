@@ -1,0 +1,179 @@
+/**
+ * Rows `train.f32`, `train.bf16` and `train.memory`: one optimizer step of a Llama of 32 million parameters (batch 8, sequence 512) in our
+ * trainer and in transformers with PyTorch: SDPA attention, fused AdamW, gradients clipped to norm 1 on both sides.
+ *
+ * In bf16 the rival is the faster of autocast over f32 weights and a model that is bf16 throughout (whose optimizer state is bf16 too, unlike
+ * ours, which keeps f32 masters and moments). `torch.compile` runs as a second rival where it works within its time.
+ *
+ * Memory: growth of the process's peak resident size from just before the model exists, each sample in a fresh process.
+ */
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { loadBackend } from "../src/backend/load.ts";
+import { fromHuggingFaceConfig } from "../src/config/model-huggingface.ts";
+import { parseRunConfig } from "../src/config/run.ts";
+import { Dataset, TokenFile, TokenFileWriter } from "../src/data/index.ts";
+import { Decoder } from "../src/model/index.ts";
+import { Engine } from "../src/tensor/index.ts";
+import { Trainer } from "../src/train/index.ts";
+import { Random } from "../src/util/random.ts";
+import { messageOf, precisions, startRival, wants, type Context, type Precision } from "./context.ts";
+import { fastest, interleave, type Row, type Side } from "./measure.ts";
+import { LineProcess, type PythonRival } from "./process.ts";
+
+/** The step, as both sides get it. */
+export const trainShape = {
+  batch: 8,
+  sequence: 512,
+  config: {
+    vocab_size: 8192,
+    hidden_size: 512,
+    intermediate_size: 1408,
+    num_hidden_layers: 8,
+    num_attention_heads: 8,
+    num_key_value_heads: 4,
+    max_position_embeddings: 512,
+    rms_norm_eps: 1e-5,
+    tie_word_embeddings: false,
+  },
+} as const;
+
+const trainBar = 1.3;
+const memoryBar = 0.8;
+const threads = 2;
+const memorySteps = 3;
+const tokensPerStep = trainShape.batch * trainShape.sequence;
+const variantsOf = { f32: ["f32"], bf16: ["autocast", "bf16"] } as const satisfies Record<Precision, readonly string[]>;
+/** For compiling and the first step. */
+const compileTimeoutMs = 240_000;
+
+/** Our step: a trainer over random tokens. */
+export class OurTraining implements Disposable {
+  readonly engine: Engine;
+  readonly #model: Decoder;
+  readonly #trainer: Trainer;
+  readonly #tokens: TokenFile;
+  readonly #folder: string;
+
+  constructor(engine: Engine, precision: Precision) {
+    const { batch, sequence, config } = trainShape;
+    this.engine = engine;
+    this.#folder = mkdtempSync(join(tmpdir(), "moe-bench-"));
+    const path = join(this.#folder, "tokens");
+    const random = new Random(1);
+    using writer = new TokenFileWriter(path, { vocabSize: config.vocab_size });
+    writer.append(Int32Array.from({ length: 8 * tokensPerStep + 1 }, () => random.integer(config.vocab_size)));
+    writer.finish("random");
+    this.#tokens = new TokenFile(path);
+    this.#model = Decoder.initialize(engine, fromHuggingFaceConfig({ model_type: "llama", ...config }), { dtype: precision, seed: 1 });
+    const run = parseRunConfig({
+      model: { config: {} },
+      data: { train: [{ path }], sequenceLength: sequence },
+      batchSequences: batch,
+      numSteps: 1000,
+      precision,
+      optimizer: { learningRate: 1e-4, clipNorm: 1 },
+    });
+    this.#trainer = new Trainer(run, this.#model, new Dataset(this.#tokens, { sequenceLength: sequence, seed: 1 }), { peakFlops: null });
+  }
+  /** Seconds of one step. */
+  step(): number {
+    return this.#trainer.step().seconds;
+  }
+  [Symbol.dispose](): void {
+    this.#trainer[Symbol.dispose]();
+    this.#model[Symbol.dispose]();
+    this.#tokens[Symbol.dispose]();
+    rmSync(this.#folder, { recursive: true });
+  }
+}
+
+/** A rival's step, or why it does not run. */
+async function rivalStep(variant: string, timeoutMs?: number): Promise<{ rival: PythonRival; side: Side } | string> {
+  const rival = await startRival("linear.versions");
+  if (typeof rival === "string") return rival;
+  try {
+    await rival.call("train.setup", { variant, shape: trainShape, threads }, timeoutMs);
+    await rival.call("train.step", {}, timeoutMs);
+  } catch (error) {
+    rival[Symbol.dispose]();
+    return `${variant}: ${messageOf(error)}`;
+  }
+  return { rival, side: { sample: async () => tokensPerStep / (await rival.number("train.step", {}, "seconds")) } };
+}
+
+async function measureStep(context: Context, precision: Precision): Promise<Row> {
+  const { effort, log } = context;
+  const eager: readonly string[] = variantsOf[precision];
+  // Compiling is a second rival of the faster way only: it takes minutes.
+  const variants = [...eager, ...(effort.samples > 3 ? [precision === "f32" ? "f32+compile" : "autocast+compile"] : [])];
+  const notes: string[] = [];
+  const running: { variant: string; rival: PythonRival; side: Side }[] = [];
+  const engine = new Engine(await loadBackend({ numThreads: threads }));
+  try {
+    using training = new OurTraining(engine, precision);
+    for (const variant of variants) {
+      log(`train.${precision}: starting ${variant}`);
+      const started = await rivalStep(variant, variant.endsWith("+compile") ? compileTimeoutMs : undefined);
+      if (typeof started === "string") notes.push(started);
+      else running.push({ variant, ...started });
+    }
+    const sides: Side[] = [{ sample: () => tokensPerStep / training.step() }, ...running.map(({ side }) => side)];
+    const [ours = [], ...taken] = await interleave(sides, { samples: Math.min(5, effort.samples), warmups: 1 });
+    const others = Object.fromEntries(running.map(({ variant }, index) => [variant, taken[index] ?? []]));
+    return {
+      name: `train.${precision}`,
+      ours,
+      rival: fastest(eager.map((variant) => others[variant] ?? [])),
+      unit: "tokens/s",
+      bar: trainBar,
+      others,
+      ...(notes.length > 0 ? { note: notes.join("; ") } : {}),
+    };
+  } finally {
+    for (const { rival } of running) rival[Symbol.dispose]();
+    engine[Symbol.dispose]();
+  }
+}
+
+async function ourMemory(precision: Precision): Promise<{ bytes: number; backendBytes: number }> {
+  using child = new LineProcess(process.execPath, [join(import.meta.dirname, "train-memory.ts")]);
+  return JSON.parse(await child.ask(JSON.stringify({ precision, steps: memorySteps, threads }))) as { bytes: number; backendBytes: number };
+}
+
+async function rivalMemory(variant: string): Promise<number> {
+  const rival = await startRival("train.ready");
+  if (typeof rival === "string") throw new Error(rival);
+  try {
+    return await rival.number("train.memory", { variant, shape: trainShape, threads, steps: memorySteps }, "bytes");
+  } finally {
+    rival[Symbol.dispose]();
+  }
+}
+
+async function measureMemory({ effort, log }: Context): Promise<Row> {
+  const backendBytes: Record<Precision, number[]> = { f32: [], bf16: [] };
+  const ours = (precision: Precision): Side => ({
+    sample: async () => {
+      const { bytes, backendBytes: inBackend } = await ourMemory(precision);
+      backendBytes[precision].push(inBackend);
+      return bytes;
+    },
+  });
+  log("train.memory: fresh processes");
+  const sides = [ours("f32"), ours("bf16"), ...["f32", "autocast", "bf16"].map((variant): Side => ({ sample: () => rivalMemory(variant) }))];
+  try {
+    const [f32 = [], bf16 = [], rival = [], autocast = [], pure = []] = await interleave(sides, { samples: effort.samples > 3 ? 3 : 1, warmups: 0 });
+    const others = { "ours bf16": bf16, "autocast": autocast, "bf16": pure, "ours f32, in the backend": backendBytes.f32, "ours bf16, in the backend": backendBytes.bf16 };
+    return { name: "train.memory", ours: f32, rival, unit: "bytes", bar: memoryBar, others, note: "the f32 step on both sides; bf16 beside it" };
+  } catch (error) {
+    return { name: "train.memory", ours: [(await ourMemory("f32")).bytes], rival: [], unit: "bytes", bar: memoryBar, note: messageOf(error) };
+  }
+}
+
+/** Rows `train.f32` and `train.bf16`, tokens a second, then `train.memory`, bytes. */
+export async function* trainRows(context: Context): AsyncGenerator<Row> {
+  for (const precision of precisions) if (wants(context, `train.${precision}`)) yield await measureStep(context, precision);
+  if (wants(context, "train.memory")) yield await measureMemory(context);
+}
