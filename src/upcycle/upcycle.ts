@@ -34,7 +34,10 @@ export interface UpcycleOptions {
   /** Experts in layers l with (l + 1) a multiple of this. Default 1. */
   readonly layerInterval?: number;
   readonly seed?: number;
-  /** Element type of matrices in the output. Default: that of the source. */
+  /**
+   * Element type of matrices in the output. Default: the one that keeps the source's values exactly, bf16 for bf16 and f32 for
+   * everything else (f16, quantized), so that the MoE starts as the dense model.
+   */
   readonly dtype?: "f32" | "bf16";
 }
 
@@ -106,7 +109,7 @@ export function upcycle(
     routerStd: options.routerStd ?? 0.02,
     layerInterval: options.layerInterval ?? 1,
     seed: options.seed ?? 1,
-    dtype: options.dtype ?? source.dtype,
+    dtype: options.dtype ?? (source.storedAs === "BF16" ? "bf16" : "f32"),
   };
   return writeDirectoryAtomically(outFolder, (folder) => {
     const tensors = writeWeights(source, config, complete, folder);

@@ -35,7 +35,12 @@ export function addUpcycle(program: Command): void {
     .option("--router-std <x>", "standard deviation of the router's initial weights", decimal(0), 0.02)
     .option("--every <k>", "experts in every k-th layer", wholeNumber(1), 1)
     .option("--seed <n>", "seed of the router", wholeNumber(0), 1)
-    .addOption(new Option("--dtype <type>", "element type of the output (default: the source's)").choices(["f32", "bf16"]))
+    .addOption(
+      new Option(
+        "--dtype <type>",
+        "element type of the output (default: bf16 for a source in bf16, else f32, which keep it exactly)",
+      ).choices(["f32", "bf16"]),
+    )
     .option("--no-verify", "do not compare the logits of both models afterwards")
     .option("--json", "print one JSON object")
     .action(run);
@@ -52,7 +57,16 @@ async function run(dense: string, out: string, flags: UpcycleFlags): Promise<voi
   const receipt = upcycle(
     dense,
     out,
-    { numExperts, topK, target, routerStd, layerInterval, seed, ...(flags.gateNorm ? {} : { gateNormalization: false }), ...(dtype && { dtype }) },
+    {
+      numExperts,
+      topK,
+      target,
+      routerStd,
+      layerInterval,
+      seed,
+      ...(flags.gateNorm ? {} : { gateNormalization: false }),
+      ...(dtype && { dtype }),
+    },
     (folder) => {
       copyTokenizer(dense, folder, tokenizer);
     },
@@ -62,9 +76,14 @@ async function run(dense: string, out: string, flags: UpcycleFlags): Promise<voi
   const lines = [
     `${receipt.dense.architecture} of ${formatCount(receipt.dense.numParams)} parameters became ${receipt.moe.architecture} of ${formatCount(receipt.moe.numParams)}, ${formatCount(receipt.moe.numActiveParams)} active a token`,
     `${tensors.length} tensors written to ${out}; origins in upcycle-receipt.json`,
-    gap === null ? "not compared with the dense model" : `largest difference of logits over the largest logit, in f32: ${gap.maxGap.toExponential(2)} (${gap.numTokens} tokens)`,
+    gap === null
+      ? "not compared with the dense model"
+      : `largest difference of logits over the largest logit, in f32: ${gap.maxGap.toExponential(2)} (${gap.numTokens} tokens${flags.dtype === "bf16" ? "; includes rounding the weights to bf16, unless they had that type" : ""})`,
   ];
-  output.result({ ...summary, numTensors: tensors.length, out, ...(gap === null ? {} : { upcycleMaxGap: gap.maxGap, upcycleMeanGap: gap.meanGap }) }, lines.join("\n"));
+  output.result(
+    { ...summary, numTensors: tensors.length, out, ...(gap === null ? {} : { upcycleMaxGap: gap.maxGap, upcycleMeanGap: gap.meanGap }) },
+    lines.join("\n"),
+  );
 }
 
 async function verify(dense: string, out: string, ids: Int32Array): Promise<ReturnType<typeof upcycleGap>> {
