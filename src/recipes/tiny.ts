@@ -45,6 +45,7 @@ export function tinyMoe(inputs: RecipeInputs): RunConfigInput {
     ...tiny,
     architecture: "skywork_moe",
     tiedEmbeddings: false,
+    ffnSize: 128,
     moe: {
       numExperts: 8,
       topK: 2,
