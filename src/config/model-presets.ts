@@ -49,6 +49,7 @@ export const modelPresets = {
     tiedEmbeddings: true,
     bosTokenId: 0,
     eosTokenIds: [0],
+    initStd: 0.05,
   },
   /** SmolLM2-135M: 134.5M parameters. */
   "smollm2-135m": {
