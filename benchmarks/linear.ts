@@ -133,7 +133,13 @@ export async function* gemvRows(context: Context): AsyncGenerator<Row> {
     if (!wants(context, name)) continue;
     const backend = await loadBackend();
     try {
-      using linear = new OurLinear(backend, { precision, threads: backend.numThreads, M: 1, N: gemvBytes / dtypeBytes[precision] / gemvK, K: gemvK });
+      using linear = new OurLinear(backend, {
+        precision,
+        threads: backend.numThreads,
+        M: 1,
+        N: gemvBytes / dtypeBytes[precision] / gemvK,
+        K: gemvK,
+      });
       const ours = (): number => gemvBytes / 1e9 / timeCalls(linear.call, 1);
       const [taken = [], roof = []] = await interleave([{ sample: ours }, { sample: () => context.roof.bandwidth() }], context.effort);
       yield { name, ours: taken, rival: roof, unit: "GB/s", bar: gemvBar, roof };

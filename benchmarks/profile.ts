@@ -59,7 +59,11 @@ function profileTable(title: string, { total, kernels }: ReturnType<typeof timeK
 async function profileTrain(engine: Engine, precision: "f32" | "bf16"): Promise<string> {
   using training = new OurTraining(engine, precision);
   for (let i = 0; i < 3; i++) training.step();
-  return profileTable(`train step, ${precision}`, timeKernels(engine, () => void training.step()), 1);
+  return profileTable(
+    `train step, ${precision}`,
+    timeKernels(engine, () => void training.step()),
+    1,
+  );
 }
 
 async function profileText(engine: Engine, name: "decode" | "prefill"): Promise<string> {
@@ -69,7 +73,11 @@ async function profileText(engine: Engine, name: "decode" | "prefill"): Promise<
   decodeOnce(model, decodePrompt, decodeTokens);
   if (name === "prefill") {
     decodeOnce(model, prefillPrompt, 0);
-    return profileTable("prefill of 512 tokens, bf16", timeKernels(engine, () => void decodeOnce(model, prefillPrompt, 0)), 1);
+    return profileTable(
+      "prefill of 512 tokens, bf16",
+      timeKernels(engine, () => void decodeOnce(model, prefillPrompt, 0)),
+      1,
+    );
   }
   const prompt = timeKernels(engine, () => void decodeOnce(model, decodePrompt, 0));
   const whole = timeKernels(engine, () => void decodeOnce(model, decodePrompt, decodeTokens));
@@ -85,6 +93,6 @@ async function profileText(engine: Engine, name: "decode" | "prefill"): Promise<
 /** The profile as a table. */
 export async function profile(name: ProfileName): Promise<string> {
   using engine = new Engine(await loadBackend());
-  if (name === "decode" || name === "prefill") return profileText(engine, name);
-  return profileTrain(engine, name === "train.bf16" ? "bf16" : "f32");
+  if (name === "decode" || name === "prefill") return await profileText(engine, name);
+  return await profileTrain(engine, name === "train.bf16" ? "bf16" : "f32");
 }

@@ -50,7 +50,12 @@ export function judgements(rows: readonly Row[]): Judgement[] {
     const share = ratios.filter((ratio) => ratio >= gemmMostRows.ratio).length / ratios.length;
     const least = Math.min(...ratios);
     judged.push(
-      { what: `gemm, ${gemm.length} rows: geometric mean of the ratios`, value: fixed(mean), bar: fixed(gemmGeometricMean), met: mean >= gemmGeometricMean },
+      {
+        what: `gemm, ${gemm.length} rows: geometric mean of the ratios`,
+        value: fixed(mean),
+        bar: fixed(gemmGeometricMean),
+        met: mean >= gemmGeometricMean,
+      },
       {
         what: `gemm: rows at ${gemmMostRows.ratio} or more`,
         value: percent(share),
@@ -113,7 +118,9 @@ export function describeRow(row: Row): string {
 export function textTable(rows: readonly Row[]): string {
   const table = [headings, ...rows.map(cells)];
   const widths = headings.map((_, column) => Math.max(...table.map((line) => (line[column] ?? "").length)));
-  const lines = table.map((line) => line.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0))).join("  "));
+  const lines = table.map((line) =>
+    line.map((cell, i) => (i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0))).join("  "),
+  );
   const together = judgements(rows).map(({ what, value, bar, met }) => `${met ? "met   " : "MISSED"}  ${what}: ${value} (bar ${bar})`);
   return [...lines, "", ...together, ...notes(rows)].join("\n");
 }
@@ -138,7 +145,9 @@ export interface RunFacts {
 
 function line(command: string, args: readonly string[]): string {
   try {
-    return execFileSync(command, args, { encoding: "utf8", cwd: import.meta.dirname, stdio: ["ignore", "pipe", "ignore"] }).split("\n")[0] ?? "";
+    return (
+      execFileSync(command, args, { encoding: "utf8", cwd: import.meta.dirname, stdio: ["ignore", "pipe", "ignore"] }).split("\n")[0] ?? ""
+    );
   } catch {
     return "unknown";
   }
@@ -178,9 +187,15 @@ export function markdownReport(rows: readonly Row[], facts: RunFacts): string {
     "",
     "Figures are medians of samples that alternate between the sides; larger is better, except bytes. What the rows mean: `benchmarks/README.md`.",
     "",
-    ...table(["rows together", "value", "bar", ""], judgements(rows).map(({ what, value, bar, met }) => [what, value, bar, met ? "met" : "**MISSED**"])),
+    ...table(
+      ["rows together", "value", "bar", ""],
+      judgements(rows).map(({ what, value, bar, met }) => [what, value, bar, met ? "met" : "**MISSED**"]),
+    ),
     "",
-    ...table(headings, rows.map((row) => cells(row).map((cell) => (cell === "MISSED" ? "**MISSED**" : cell)))),
+    ...table(
+      headings,
+      rows.map((row) => cells(row).map((cell) => (cell === "MISSED" ? "**MISSED**" : cell))),
+    ),
     "",
     ...notes(rows).map((note) => `- ${note}`),
     "",

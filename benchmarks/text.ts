@@ -21,14 +21,17 @@ const decodeRoofBar = 0.85;
 /** A thread count that is this many times slower than the other in a first try takes no further part. */
 const hopeless = 2.5;
 
-/** Ids spread over the vocabulary, the same on both sides. */
-function promptOf(length: number, vocabSize: number): number[] {
-  return Array.from({ length }, (_, i) => 1000 + ((i * 7919) % (vocabSize - 1000)));
+/** "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by": where the model is sure what follows. */
+const text = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411];
+
+/** That text, again and again: the same on both sides. */
+function promptOf(length: number): number[] {
+  return Array.from({ length }, (_, i) => text[i % text.length] ?? 0);
 }
 
 /** Seconds of each part, and the tokens after the prompt. */
 export function decodeOnce(model: Decoder, promptLength: number, numTokens: number): { prefill: number; decode: number; ids: number[] } {
-  const prompt = promptOf(promptLength, model.config.vocabSize);
+  const prompt = promptOf(promptLength);
   const started = performance.now();
   let first = started;
   const ids: number[] = [];
@@ -48,17 +51,15 @@ export const decodeTokens = numDecoded;
 
 class LlamaCpp {
   readonly rival: PythonRival;
-  readonly #vocabSize: number;
-  constructor(rival: PythonRival, vocabSize: number) {
+  constructor(rival: PythonRival) {
     this.rival = rival;
-    this.#vocabSize = vocabSize;
   }
   async decode(threads: number): Promise<{ rate: number; ids: readonly number[] }> {
-    const answer = await this.rival.call("llama.decode", { prompt: promptOf(decodePrompt, this.#vocabSize), tokens: numDecoded, threads });
+    const answer = await this.rival.call("llama.decode", { prompt: promptOf(decodePrompt), tokens: numDecoded, threads });
     return { rate: numDecoded / Number(answer["seconds"]), ids: answer["ids"] as number[] };
   }
   async prefill(threads: number): Promise<number> {
-    const prompt = promptOf(prefillPrompt, this.#vocabSize);
+    const prompt = promptOf(prefillPrompt);
     return prefillPrompt / (await this.rival.number("llama.prefill", { prompt, threads }, "seconds"));
   }
 }
@@ -68,7 +69,9 @@ async function llamaSides(sample: (threads: number) => Promise<number>): Promise
   const rates: number[] = [];
   for (const threads of [1, 2]) rates.push(await sample(threads));
   const best = Math.max(...rates);
-  return [1, 2].filter((_, i) => (rates[i] ?? 0) * hopeless > best).map((threads) => ({ threads, side: { sample: () => sample(threads) } }));
+  return [1, 2]
+    .filter((_, i) => (rates[i] ?? 0) * hopeless > best)
+    .map((threads) => ({ threads, side: { sample: () => sample(threads) } }));
 }
 
 async function measureDecode({ effort, roof }: Context, model: Decoder, llama: LlamaCpp): Promise<Row> {
@@ -111,12 +114,13 @@ export async function* textRows(context: Context): AsyncGenerator<Row> {
     await rival.call("llama.setup", { path: modelPath() });
   } catch (error) {
     const bars: Record<string, number | null> = { "decode.bf16": null, "prefill.bf16": prefillBar };
-    for (const name of names) yield { name, ours: [], rival: [], unit: "tokens/s", bar: bars[name] ?? null, note: `the rival does not run: ${messageOf(error)}` };
+    for (const name of names)
+      yield { name, ours: [], rival: [], unit: "tokens/s", bar: bars[name] ?? null, note: `the rival does not run: ${messageOf(error)}` };
     return;
   }
   using engine = new Engine(await loadBackend());
   using model = loadModel(engine, modelPath(), { dtype: "bf16" });
-  const llama = new LlamaCpp(rival, model.config.vocabSize);
+  const llama = new LlamaCpp(rival);
   if (names.includes("decode.bf16")) yield await measureDecode(context, model, llama);
   if (names.includes("prefill.bf16")) yield await measurePrefill(context, model, llama);
 }

@@ -35,7 +35,9 @@ interface Jax {
 
 /** Sides of jax-js, and the sum of absolute differences from `expected` of the one that computes the same product. */
 async function jaxSides(x: Float32Array, w: Float32Array, expected: Float32Array): Promise<Side[]> {
-  const path = createRequire(import.meta.url).resolve("@jax-js/jax").replace(/\.cjs$/, ".js");
+  const path = createRequire(import.meta.url)
+    .resolve("@jax-js/jax")
+    .replace(/\.cjs$/, ".js");
   const jax = (await import(pathToFileURL(path).href)) as Jax;
   if (!(await jax.init("wasm")).includes("wasm")) throw new Error("jax-js: its wasm device does not start here");
   jax.defaultDevice("wasm");
@@ -63,7 +65,10 @@ export async function* wasmRows(context: Context): AsyncGenerator<Row> {
   const backend = await loadBackend({ engine: "wasm", numThreads: 1 });
   try {
     const random = new Random(1);
-    const [x, w] = [0, 1].map(() => Float32Array.from({ length: size * size }, () => random.uniform() - 0.5)) as [Float32Array, Float32Array];
+    const [x, w] = [0, 1].map(() => Float32Array.from({ length: size * size }, () => random.uniform() - 0.5)) as [
+      Float32Array,
+      Float32Array,
+    ];
     const [out, px, pw] = [backend.alloc(4 * size * size), backend.alloc(x.byteLength), backend.alloc(w.byteLength)];
     backend.write(px, x);
     backend.write(pw, w);
