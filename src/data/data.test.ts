@@ -5,7 +5,7 @@ import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { Dataset } from "./dataset.ts";
 import { readDocuments, type DocumentSource, type SourceDocument } from "./documents.ts";
-import { TokenFile, TokenFileWriter } from "./token-file.ts";
+import { TokenFile, TokenFileWriter, type FileMapper } from "./token-file.ts";
 
 let folder = "";
 beforeEach(() => {
@@ -39,6 +39,14 @@ describe("readDocuments", () => {
     const path = write("a.txt", "one\ntwo\n---\nthree\n");
     expect(await documentsOf({ path })).toEqual([{ text: "one\ntwo\n---\nthree\n" }]);
     expect(await documentsOf({ path, separator: "---" })).toEqual([{ text: "one\ntwo" }, { text: "three" }]);
+    const blank = write("b.txt", "---\r\none\r\n\r\ntwo\r\n---\r\n---\r\n\r\n \r\n---");
+    expect(await documentsOf({ path: blank, separator: "---" })).toEqual([{ text: "one\n\ntwo" }]);
+    expect(await documentsOf({ path: blank, separator: "" })).toEqual([{ text: "---\none" }, { text: "two\n---\n---" }, { text: " \n---" }]);
+  });
+  test("never cuts a character between two reads of a file", async () => {
+    const text = "x" + "漢😀".repeat(400_000);
+    expect(await documentsOf({ path: write("long.txt", text) })).toEqual([{ text }]);
+    expect(await documentsOf({ path: write("long.jsonl", `${JSON.stringify({ text })}\n${JSON.stringify({ text: "y" })}`) })).toEqual([{ text }, { text: "y" }]);
   });
   test("reads JSONL text and conversations", async () => {
     const path = write("a.jsonl", '{"text":"x"}\n\n{"messages":[{"role":"user","content":"hi"}]}\n');
@@ -48,11 +56,33 @@ describe("readDocuments", () => {
     ["a missing file", () => join(folder, "nothing.txt"), /nothing\.txt: expected .* no such file/],
     ["an empty file", () => write("empty.txt", ""), /empty\.txt: expected some text, got an empty file/],
     ["bytes that are not UTF-8", () => write("bad.txt", Uint8Array.from([0x61, 0xff, 0xfe])), /bad\.txt: expected UTF-8 text/],
+    ["bytes of JSONL that are not UTF-8", () => write("bad8.jsonl", Uint8Array.from([0x7b, 0xff])), /bad8\.jsonl: expected UTF-8 text/],
+    ["a conversation without messages", () => write("chat.jsonl", '{"messages":[]}\n'), /chat\.jsonl:1: expected a list "messages"/],
+    ["a message without content", () => write("chat.jsonl", '{"messages":[{"role":"user"}]}\n'), /chat\.jsonl:1 message 0: expected "role" and "content"/],
+    ["a folder", () => folder, /expected a file, got a directory/],
     ["a line that is not JSON", () => write("bad.jsonl", '{"text":"x"}\n{oops\n'), /bad\.jsonl:2: expected a JSON object/],
     ["a record without its field", () => write("key.jsonl", '{"body":"x"}\n'), /key\.jsonl:1: expected a string under "text", got keys body/],
     ["a corrupt Parquet file", () => write("bad.parquet", "PAR1 not really PAR1"), /bad\.parquet: expected a Parquet file/],
   ])("names the file and what was expected for %s", async (_, make, message) => {
     await expect(documentsOf({ path: make() })).rejects.toThrow(message);
+  });
+});
+
+describe("a Parquet file written by pyarrow", () => {
+  const fixture = (name: string): string => join(import.meta.dirname, "../../test/golden/data", name);
+  test.each(["snappy", "zstd"])("gives its texts, in order, over row groups (%s)", async (codec) => {
+    const expected = Array.from({ length: 40 }, (_, i) => ({ text: `Document ${i}: ${"naïve café 漢字 😀 line\n".repeat(i % 5)}` }));
+    expect(await documentsOf({ path: fixture(`texts.${codec}.parquet`) })).toEqual(expected);
+  });
+  test("with a missing column, a null or a truncated end is an error that says so", async () => {
+    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "body" })).rejects.toThrow(/column "body", got columns id, text, score/);
+    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "score" })).rejects.toThrow(/row 0: expected text in column "score", got number/);
+    await expect(documentsOf({ path: fixture("null.parquet") })).rejects.toThrow(/null\.parquet row 1: expected text in column "text", got null/);
+    const whole = readFileSync(fixture("texts.zstd.parquet"));
+    await expect(documentsOf({ path: write("cut.parquet", whole.subarray(0, whole.length - 100)) })).rejects.toThrow(/cut\.parquet: expected a Parquet file/);
+    const damaged = Uint8Array.from(whole);
+    damaged.fill(0xff, 20, 200);
+    await expect(documentsOf({ path: write("damaged.parquet", damaged) })).rejects.toThrow(/damaged\.parquet: expected readable rows 0\.\.16, got corrupt data/);
   });
 });
 
@@ -69,6 +99,42 @@ describe("token file", () => {
       }),
       { numRuns: 50 },
     );
+  });
+  test("reads the same from a mapping as by position, masks included", () => {
+    const documents = [[1, 2, 3], [4], [5, 6, 7, 8, 9]];
+    using file = tokenFile(documents, [null, null, Uint8Array.from([0, 1, 0, 1, 1])]);
+    let closed = 0;
+    const map: FileMapper = (path) => {
+      // At an odd address, where the index is not aligned for a view.
+      const bytes = new Uint8Array(readFileSync(path).length + 1).subarray(1);
+      bytes.set(readFileSync(path));
+      return { bytes, close: () => closed++ };
+    };
+    {
+      using mapped = new TokenFile(file.path, { map });
+      expect(mapped.documentOffsets).toEqual(file.documentOffsets);
+      for (const source of [file, mapped]) {
+        const [tokens, mask] = [new Int32Array(6), new Uint8Array(6)];
+        source.readTokens(3, tokens);
+        source.readMask(3, mask);
+        expect([...tokens]).toEqual([4, 5, 6, 7, 8, 9]);
+        expect([...mask]).toEqual([1, 0, 1, 0, 1, 1]);
+      }
+    }
+    expect(closed).toBe(1);
+  });
+  test("keeps ids beyond 16 bits", () => {
+    const path = join(folder, "wide");
+    const writer = new TokenFileWriter(path, { vocabSize: 100_000 });
+    const ids = Int32Array.from({ length: 300_000 }, (_, i) => (i * 7919) % 100_000);
+    writer.append(ids);
+    writer.append(ids);
+    writer.finish("test");
+    using file = new TokenFile(path);
+    const tokens = new Int32Array(600_000);
+    file.readTokens(0, tokens);
+    expect(tokens.subarray(0, 300_000)).toEqual(ids);
+    expect(tokens.subarray(300_000)).toEqual(ids);
   });
   test("leaves nothing behind when it is aborted", () => {
     const writer = new TokenFileWriter(join(folder, "tokens"), { vocabSize: 100 });
