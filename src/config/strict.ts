@@ -24,11 +24,17 @@ function describe(schema: z.ZodType, value: unknown, issue: z.core.$ZodIssue): s
   return [`${path.join(".") || "value"}: ${issue.message}${got === undefined ? "" : `, got ${JSON.stringify(got)}`}`];
 }
 
-/** Keys of the object schema at `path`, looking through optional, default and nullable wrappers. */
+/** Keys of the object schema at `path`, looking through optional, default and nullable wrappers, into lists and records. */
 function knownKeys(schema: z.ZodType, path: readonly string[]): string[] {
   let current: z.ZodType | undefined = unwrapped(schema);
-  for (const key of path) current = current instanceof z.ZodObject ? unwrapped(current.shape[key] as z.ZodType) : undefined;
+  for (const key of path) current = unwrapped(memberOf(current, key));
   return current instanceof z.ZodObject ? Object.keys(current.shape) : [];
+}
+
+function memberOf(schema: z.ZodType | undefined, key: string): z.ZodType | undefined {
+  if (schema instanceof z.ZodObject) return schema.shape[key] as z.ZodType | undefined;
+  if (schema instanceof z.ZodArray) return schema.element as z.ZodType;
+  return schema instanceof z.ZodRecord ? (schema.valueType as z.ZodType) : undefined;
 }
 
 function unwrapped(schema: z.ZodType | undefined): z.ZodType | undefined {
