@@ -28,20 +28,31 @@ export function toGgufMetadata(tokenizer: Tokenizer): Map<string, GgufTokenizerV
   const put = (key: string, value: GgufTokenizerValue): void => void keys.set(`tokenizer.ggml.${key}`, value);
   if (source.format === "sentencepiece") putScored(put, source.model);
   else putFromJson(put, pipeline, source.tokenizerJson);
-  const ids = { bos: tokenizer.bosId, eos: tokenizer.eosId, unknown: tokenizer.unkId, padding: tokenizer.padId };
+  const added = addedAround(tokenizer);
+  const ids = {
+    bos: added.before ?? tokenizer.bosId,
+    eos: added.after ?? tokenizer.eosId,
+    unknown: tokenizer.unkId,
+    padding: tokenizer.padId,
+  };
   for (const [name, value] of Object.entries(ids)) if (value !== undefined) put(`${name}_token_id`, { type: "uint32", value });
-  const around = [...tokenizer.encode("")];
-  put("add_bos_token", { type: "bool", value: tokenizer.bosId !== undefined && around[0] === tokenizer.bosId });
-  put("add_eos_token", {
-    type: "bool",
-    value:
-      tokenizer.eosId !== undefined &&
-      around.length > 0 &&
-      around.at(-1) === tokenizer.eosId &&
-      !(around.length === 1 && around[0] === tokenizer.bosId),
-  });
+  put("add_bos_token", { type: "bool", value: added.before !== undefined });
+  put("add_eos_token", { type: "bool", value: added.after !== undefined });
   if (tokenizer.chatTemplate !== undefined) keys.set("tokenizer.chat_template", { type: "string", value: tokenizer.chatTemplate });
   return keys;
+}
+
+/**
+ * The tokens that encoding puts before and after a text. A `tokenizer.json` says so by itself, also where nothing else names
+ * its bos; llama.cpp can add one on each side.
+ */
+function addedAround(tokenizer: Tokenizer): { before: number | undefined; after: number | undefined } {
+  const bare = tokenizer.encode("a", { addSpecialTokens: false });
+  const full = tokenizer.encode("a");
+  const at = full.findIndex((_, i) => bare.every((id, j) => full[i + j] === id));
+  const numAfter = full.length - bare.length - at;
+  if (at < 0 || at > 1 || numAfter > 1) throw unsupported("more than one token put before or after a text");
+  return { before: at === 1 ? full[0] : undefined, after: numAfter === 1 ? full.at(-1) : undefined };
 }
 
 type Put = (key: string, value: GgufTokenizerValue) => void;
