@@ -2,12 +2,13 @@
 import { Option, type Command } from "commander";
 import { generateText } from "../../generate/index.ts";
 import { encodeChat } from "../../tokenizer/chat.ts";
+import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
 import { Output } from "../output.ts";
 import { modelDtype, openSession } from "../session.ts";
 
 interface GenerateFlags {
-  readonly prompt: string;
+  readonly prompt?: string;
   readonly chat?: boolean;
   readonly maxTokens: number;
   readonly temperature: number;
@@ -26,7 +27,7 @@ export function addGenerate(program: Command): void {
     .command("generate")
     .description("text after a prompt")
     .argument("<model>", "folder with safetensors, or GGUF file")
-    .requiredOption("--prompt <text>", "the prompt")
+    .option("--prompt <text>", "the prompt (required)")
     .option("--chat", "put the prompt into the model's chat template as a user's turn")
     .option("--max-tokens <n>", "tokens to generate at most", wholeNumber(1), 128)
     .option("--temperature <t>", "0: always the most probable token", decimal(0), 0)
@@ -42,10 +43,13 @@ export function addGenerate(program: Command): void {
 }
 
 async function generate(path: string, flags: GenerateFlags): Promise<void> {
+  // Checked here, because commander would look for it before it looks at a misspelt --promt.
+  if (flags.prompt === undefined) throw new MoeError("usage", "generate: expected --prompt <text>, got none");
   const output = new Output({ json: flags.json === true });
   using session = await openSession(path, modelDtype(flags.dtype));
   const { model, tokenizer } = session;
-  const prompt = flags.chat === true ? encodeChat(tokenizer, [{ role: "user", content: flags.prompt }], { addGenerationPrompt: true }) : flags.prompt;
+  const prompt =
+    flags.chat === true ? encodeChat(tokenizer, [{ role: "user", content: flags.prompt }], { addGenerationPrompt: true }) : flags.prompt;
   const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
   const result = generateText(
     model,
