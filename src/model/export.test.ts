@@ -28,15 +28,12 @@ function thrown(fn: () => unknown): MoeError {
   }
   throw new Error("nothing was thrown");
 }
-/** A llama of the tokenizer fixture's size and `rows` more embedding rows; every weight has the value `value`. */
-function writeModel(
-  directory: string,
-  { vocabSize, value = 0.5, model = "smollm2" }: { vocabSize: number; value?: number; model?: string },
-): void {
+/** The golden SmolLM2 with another number of embedding rows, every weight `value`. */
+function writeModel(directory: string, { vocabSize, value = 0.5 }: { vocabSize: number; value?: number }): void {
   mkdirSync(directory, { recursive: true });
-  const json = JSON.parse(readFileSync(join(goldenFolder(model), "config.json"), "utf8")) as Record<string, unknown>;
+  const json = JSON.parse(readFileSync(join(goldenFolder("smollm2"), "config.json"), "utf8")) as Record<string, unknown>;
   writeFileSync(join(directory, "config.json"), JSON.stringify({ ...json, vocab_size: vocabSize }));
-  using golden = openModelWeights(goldenFolder(model));
+  using golden = openModelWeights(goldenFolder("smollm2"));
   const declarations = [...golden.tensors].map(([name, { shape }]) => ({
     name,
     dtype: "F32" as const,
