@@ -8,7 +8,7 @@
  * so that weights are never transposed in memory. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
  * in slices of TILE_DEPTH, packs both sides, and keeps the f32 accumulators in its thread's scratch, which leaves the chain of each
  * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same.
- * Blocks depend on shapes alone, and no result depends on the blocks. One group is a plain linear; an empty one is no work.
+ * Blocks depend on shapes and on the number of threads; no result depends on the blocks. One group is a plain linear; an empty one is no work.
  */
 #ifndef MOE_GEMM_H
 #define MOE_GEMM_H
@@ -17,14 +17,17 @@
 
 enum { GEMM_FORWARD, GEMM_INPUT, GEMM_WEIGHT };
 enum {
-  BLOCK_I = 256,
 #if defined(__AVX512F__)
-  BLOCK_J = 512,
+  /* Deep in I, because packing the J side costs the most and lasts as long as the block is deep; the sums fill half of a 2 MB L2. */
+  BLOCK_I = 1024,
+  BLOCK_J = 192,
 #else
+  BLOCK_I = 256,
   BLOCK_J = 256,
 #endif
   STRIP = 48,                       /* columns packed and written at a time; a multiple of every tile width */
-  ENOUGH_CHUNKS = 16,               /* keeps 2 to 16 threads busy */
+  CHUNKS_A_THREAD = 8,              /* so that none waits long for the last; half as many where they divide evenly */
+  GEMV_CHUNKS = 64,                 /* at least, where there are columns enough */
   SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or with this many columns to share the cost, */
   OWN_PANEL_COLUMNS = 256,          /* forward chunks pack their own panels */
   GEMV_CHUNK_BYTES = 1 << 20,
@@ -94,7 +97,7 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
     g->firstChunk = chunks;
     if (g->gemv) {
       const ptrdiff_t vectors = ceil_div(g->J, VL), bytes = VL * (plan->job.K + 1) * (ptrdiff_t)dtype_size(plan->job.wType);
-      ptrdiff_t each = ceil_div(vectors, 4 * ENOUGH_CHUNKS);
+      ptrdiff_t each = ceil_div(vectors, GEMV_CHUNKS);
       if (each * bytes > GEMV_CHUNK_BYTES) each = GEMV_CHUNK_BYTES / bytes > 0 ? GEMV_CHUNK_BYTES / bytes : 1;
       g->sizeI = g->rows;
       g->sizeJ = each * VL;
@@ -132,14 +135,21 @@ static void plan_packs(gemm_plan *plan) {
   }
 }
 
+static int enough_chunks(ptrdiff_t chunks, int threads) {
+  if (threads == 1 || chunks >= (ptrdiff_t)CHUNKS_A_THREAD * threads) return 1;
+  return chunks % threads == 0 && chunks >= CHUNKS_A_THREAD / 2 * threads;
+}
+
 static void plan_job(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
   ptrdiff_t sizeI = BLOCK_I, sizeJ = BLOCK_J;
   plan->pairs = MOE_PAIRS && (job->kind == GEMM_INPUT || job->xType == MOE_BF16) && (job->kind == GEMM_WEIGHT || job->wType == MOE_BF16) &&
                 (job->kind == GEMM_FORWARD || job->yType == MOE_BF16);
   plan_groups(plan);
-  while ((plan->chunks = plan_chunks(plan, sizeI, sizeJ)) < ENOUGH_CHUNKS) {
-    if (sizeJ > 48) sizeJ /= 2;
+  while (plan->chunks = plan_chunks(plan, sizeI, sizeJ), !enough_chunks(plan->chunks, moe_num_threads(plan->ctx))) {
+    if (sizeJ > 96) sizeJ /= 2;
+    else if (sizeI > 256) sizeI /= 2;
+    else if (sizeJ > 48) sizeJ /= 2;
     else if (sizeI > 64) sizeI /= 2;
     else break;
   }

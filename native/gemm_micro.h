@@ -11,7 +11,7 @@
 #include "simd.h"
 
 #if defined(__AVX512F__)
-enum { TILE_VECTORS = 4, TILE_DEPTH = 128 };
+enum { TILE_VECTORS = 4, TILE_DEPTH = 192 };
 #elif defined(__AVX2__)
 enum { TILE_VECTORS = 2, TILE_DEPTH = 256 };
 #elif defined(__aarch64__)
@@ -20,6 +20,12 @@ enum { TILE_VECTORS = 4, TILE_DEPTH = 256 };
 enum { TILE_VECTORS = 2, TILE_DEPTH = 256 };
 #endif
 enum { PANEL_ROWS = TILE_VECTORS * VL };
+
+#if defined(__wasm__)
+#define MOE_PREFETCH 0 /* it has no such instruction */
+#else
+#define MOE_PREFETCH 1
+#endif
 
 #if defined(__AVX512BF16__)
 #define MOE_PAIRS 1
@@ -31,25 +37,39 @@ MOE_INLINE vf v_pair_fma(vf a, vf b, vf c) {
 MOE_INLINE vf v_pair_fma(vf a, vf b, vf c) { return v_fma(a, b, c); }
 #endif
 
-MOE_INLINE void micro_tile(const int V, const int C, const int pairs, float *acc, const float *a, const float *b, ptrdiff_t depth, int first) {
+enum { MICRO_AHEADS = 3, MICRO_LINES = 1024, MICRO_GROUP = 4 };
+
+/* One step of the chains: element r of `a` and `b`. */
+MOE_INLINE void micro_step(const int V, const int C, const int pairs, vf (*c)[TILE_VECTORS], const float *a, const float *b, ptrdiff_t r) {
+  vf x[TILE_VECTORS];
+  MOE_UNROLL(4)
+  for (int v = 0; v < V; v++) x[v] = v_load(a + r * (V * VL) + v * VL);
+  MOE_UNROLL(16)
+  for (int j = 0; j < C; j++) {
+    vf y = v_set1(b[j * TILE_DEPTH + r]);
+    MOE_UNROLL(4)
+    for (int v = 0; v < V; v++) c[j][v] = pairs ? v_pair_fma(x[v], y, c[j][v]) : v_fma(x[v], y, c[j][v]);
+  }
+}
+
+/* The tile of V x C. Every MICRO_GROUP steps it asks for `each` more of the cache lines that `lines` points to. */
+MOE_INLINE void micro_tile(const int V, const int C, const int pairs, float *acc, const float *a, const float *b, ptrdiff_t depth, int first, const char *const *lines, ptrdiff_t each) {
   vf c[16][TILE_VECTORS];
   MOE_UNROLL(16)
   for (int j = 0; j < C; j++) {
     MOE_UNROLL(4)
     for (int v = 0; v < V; v++) c[j][v] = first ? v_zero() : v_load(acc + (j * V + v) * VL);
   }
+  ptrdiff_t r = 0;
   MOE_UNROLL(1)
-  for (ptrdiff_t r = 0; r < depth; r++) {
-    vf x[TILE_VECTORS];
+  for (; r + MICRO_GROUP <= depth; r += MICRO_GROUP) {
+    MOE_UNROLL(1)
+    for (ptrdiff_t l = 0; l < each; l++) v_prefetch_l2(*lines++);
     MOE_UNROLL(4)
-    for (int v = 0; v < V; v++) x[v] = v_load(a + r * (V * VL) + v * VL);
-    MOE_UNROLL(16)
-    for (int j = 0; j < C; j++) {
-      vf y = v_set1(b[j * TILE_DEPTH + r]);
-      MOE_UNROLL(4)
-      for (int v = 0; v < V; v++) c[j][v] = pairs ? v_pair_fma(x[v], y, c[j][v]) : v_fma(x[v], y, c[j][v]);
-    }
+    for (int i = 0; i < MICRO_GROUP; i++) micro_step(V, C, pairs, c, a, b, r + i);
   }
+  MOE_UNROLL(1)
+  for (; r < depth; r++) micro_step(V, C, pairs, c, a, b, r);
   MOE_UNROLL(16)
   for (int j = 0; j < C; j++) {
     MOE_UNROLL(4)
@@ -57,34 +77,44 @@ MOE_INLINE void micro_tile(const int V, const int C, const int pairs, float *acc
   }
 }
 
-/* What to bring near while computing: `runs` runs of `bytes`, `stride` apart, spread evenly over the tiles of a call. */
+/* What to bring near while computing: `runs` runs of `bytes`, `stride` apart, spread evenly over the steps of a call: a burst of
+   requests would hold up the loads of the tile. */
 typedef struct {
   const char *data;
   ptrdiff_t stride, bytes, runs;
 } micro_ahead;
-enum { MICRO_AHEADS = 3 };
 
-MOE_INLINE void fetch_ahead(const micro_ahead *ahead, ptrdiff_t column, ptrdiff_t next, ptrdiff_t total) {
+/* Lists the lines of `aheads` for `tiles` tiles of `groups` groups, MICRO_LINES at most; returns how many a group asks for. */
+static ptrdiff_t list_ahead(const char **lines, const micro_ahead *aheads, ptrdiff_t tiles, ptrdiff_t groups) {
+  ptrdiff_t n = 0;
+  if (!MOE_PREFETCH || tiles * groups == 0) return 0;
   for (int i = 0; i < MICRO_AHEADS; i++) {
-    const micro_ahead h = ahead[i];
-    if (h.runs == 0) continue;
-    const ptrdiff_t end = h.runs * next / total;
-    for (ptrdiff_t run = h.runs * column / total; run < end; run++)
-      for (ptrdiff_t b = 0; b < h.bytes; b += 64) v_prefetch_l2(h.data + run * h.stride + b);
+    micro_ahead h = aheads[i];
+    if (h.bytes == h.stride) h.bytes *= h.runs, h.runs = h.runs > 0;
+    for (ptrdiff_t run = 0; run < h.runs; run++, h.data += h.stride) {
+      ptrdiff_t count = (h.bytes + 63) / 64;
+      if (count > MICRO_LINES - n) count = MICRO_LINES - n;
+      for (ptrdiff_t l = 0; l < count; l++) lines[n + l] = h.data + l * 64;
+      n += count;
+    }
   }
+  if (n == 0) return 0;
+  const ptrdiff_t each = (n + tiles * groups - 1) / (tiles * groups), padded = each * tiles * groups;
+  for (const char *last = lines[n - 1]; n < padded; n++) lines[n] = last;
+  return each;
 }
 
 /* All `columns` of one panel: full tiles of C, then 4, 2 and 1. */
 #define MOE_MICRO_COLUMNS(V, C, pairs)                                                                  \
   static void micro_##V##_##pairs(float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first, const micro_ahead *ahead) { \
-    const ptrdiff_t total = columns;                                                                    \
-    for (ptrdiff_t j = 0; columns >= C; columns -= C, acc += C * V * VL, b += C * TILE_DEPTH, j += C) {  \
-      fetch_ahead(ahead, j, j + C, total);                                                              \
-      micro_tile(V, C, pairs, acc, a, b, depth, first);                                                 \
-    }                                                                                                   \
-    for (; columns >= 4; columns -= 4, acc += 4 * V * VL, b += 4 * TILE_DEPTH) micro_tile(V, 4, pairs, acc, a, b, depth, first); \
-    for (; columns >= 2; columns -= 2, acc += 2 * V * VL, b += 2 * TILE_DEPTH) micro_tile(V, 2, pairs, acc, a, b, depth, first); \
-    if (columns > 0) micro_tile(V, 1, pairs, acc, a, b, depth, first);                                  \
+    const char *lines[MICRO_LINES * 2]; /* with padding */                                              \
+    const ptrdiff_t groups = depth / MICRO_GROUP, each = list_ahead(lines, ahead, columns / C, groups); \
+    const char **next = lines;                                                                          \
+    for (; columns >= C; columns -= C, acc += C * V * VL, b += C * TILE_DEPTH, next += groups * each)   \
+      micro_tile(V, C, pairs, acc, a, b, depth, first, next, each);                                     \
+    for (; columns >= 4; columns -= 4, acc += 4 * V * VL, b += 4 * TILE_DEPTH) micro_tile(V, 4, pairs, acc, a, b, depth, first, 0, 0); \
+    for (; columns >= 2; columns -= 2, acc += 2 * V * VL, b += 2 * TILE_DEPTH) micro_tile(V, 2, pairs, acc, a, b, depth, first, 0, 0); \
+    if (columns > 0) micro_tile(V, 1, pairs, acc, a, b, depth, first, 0, 0);                            \
   }
 
 #if defined(__AVX512F__) || defined(__aarch64__)
