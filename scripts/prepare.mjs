@@ -4,7 +4,7 @@
  * Each thing that cannot be done costs one line of output that says why. Plain JavaScript for any Node from 20 on.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -47,5 +47,15 @@ function buildTypeScript() {
     say(`dist/ not built completely: ${(result.stdout || result.stderr || String(result.error)).trim().split("\n")[0]}`);
 }
 
+/** The npm package of Node carries 67 MB of C headers that nothing here compiles against; a clone stays below 400 MB without them. */
+function dropNodeHeaders() {
+  const packages = join(rootDir, "node_modules", "node", "node_modules");
+  if (!existsSync(packages)) return;
+  for (const name of readdirSync(packages).filter((entry) => entry.startsWith("node-"))) {
+    rmSync(join(packages, name, "include"), { recursive: true, force: true });
+  }
+}
+
+dropNodeHeaders();
 buildNative();
 buildTypeScript();
