@@ -1,0 +1,22 @@
+/** The command line as a promise: verbs, arguments and options. A change here is a change for users. */
+import { expect, test } from "vitest";
+import { createProgram } from "../../src/cli/program.ts";
+
+test("verbs, arguments and options are those that were promised", () => {
+  const lines = createProgram().commands.map((command) => {
+    const args = command.registeredArguments.map((argument) => (argument.required ? `<${argument.name()}>` : `[${argument.name()}]`));
+    return [command.name(), ...args, ...command.options.map((option) => option.flags.split(" ").slice(0, 2).join(" "))].join(" ");
+  });
+  expect(lines).toMatchInlineSnapshot(`
+    [
+      "quickstart --out <folder> --size <size> --seed <n> --json",
+      "doctor --json",
+      "pull <hub id> --out <folder> --file <name> --revision <name> --json",
+      "inspect <model> --json",
+      "upcycle <dense> <out> --experts <n> --top-k <k> --target <family> --no-gate-norm --router-std <x> --every <k> --seed <n> --dtype <type> --no-verify --json",
+      "train <recipe> --model <path> --text <path> --validation <path> --set <key=value> --out <folder> --resume --json",
+      "generate <model> --prompt <text> --chat --max-tokens <n> --temperature <t> --top-p <p> --top-k <k> --repetition-penalty <x> --seed <n> --stop <text...> --dtype <type> --cache-dtype <type> --json",
+      "export <model> <out> --format <format> --dtype <type> --json",
+    ]
+  `);
+});
