@@ -1,6 +1,6 @@
 /** What the measurements of one run share: effort, which rows are wanted, the roof, and where progress is told. */
 import { dtypeCodes } from "../src/backend/kernels.ts";
-import type { Effort, Row } from "./measure.ts";
+import type { Effort } from "./measure.ts";
 import { PythonRival, type Roof } from "./process.ts";
 
 export type Precision = "f32" | "bf16";
@@ -42,10 +42,4 @@ export async function startRival(probe: string, env: Readonly<Record<string, str
 
 export function messageOf(error: unknown): string {
   return error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
-}
-
-/** Tells a row's medians as soon as it is there. */
-export function finished(context: Context, row: Row, describe: (row: Row) => string): Row {
-  context.log(describe(row));
-  return row;
 }

@@ -38,6 +38,11 @@ function shapes(): Map<string, Shape> {
   return all;
 }
 
+/** Names of the rows, in the order of measuring. */
+export function linearNames(): string[] {
+  return [...shapes().keys(), ...precisions.map((precision) => `gemv.${precision}`)];
+}
+
 /** Whether a product is large enough to be held against the roof. */
 export function isRoofBound({ M, N, K }: Pick<Shape, "M" | "N" | "K">): boolean {
   return M >= 512 && N >= 512 && K >= 512;

@@ -141,6 +141,8 @@ export interface RunFacts {
   readonly versions: Readonly<Record<string, string>>;
   /** Our engine, its instruction set and threads. */
   readonly engine: string;
+  /** Load average of the last minute when the run began: near 0 on a quiet machine. */
+  readonly loadBefore: number;
 }
 
 function line(command: string, args: readonly string[]): string {
@@ -171,6 +173,7 @@ export function markdownReport(rows: readonly Row[], facts: RunFacts): string {
   const dirty = line("git", ["status", "--porcelain", "--untracked-files=no", "..", ":!results"]) === "" ? "" : " with local changes";
   const { version } = JSON.parse(readFileSync(join(import.meta.dirname, "..", "package.json"), "utf8")) as { version: string };
   const versions = Object.entries({ "moe.ts": version, node: process.version, cc: line("cc", ["--version"]), ...facts.versions });
+  const together = judgements(rows).map(({ what, value, bar, met }) => [what, value, bar, met ? "met" : "**MISSED**"]);
   const table = (head: readonly string[], body: readonly (readonly string[])[]): string[] => [
     `| ${head.join(" | ")} |`,
     `| ${head.map(() => "---").join(" | ")} |`,
@@ -181,17 +184,13 @@ export function markdownReport(rows: readonly Row[], facts: RunFacts): string {
     "",
     `- command: \`${facts.command}\``,
     `- commit: ${line("git", ["rev-parse", "--short", "HEAD"])}${dirty}; ${new Date().toISOString().slice(0, 10)}, ${facts.seconds.toFixed(0)} s`,
-    `- machine: ${processor()}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB; ${type()} ${release()}`,
+    `- machine: ${processor()}, ${(totalmem() / 2 ** 30).toFixed(0)} GiB; ${type()} ${release()}; load before the run ${facts.loadBefore.toFixed(1)}`,
     `- engine: ${facts.engine}`,
     `- versions: ${versions.map(([name, value]) => `${name} ${value}`).join(", ")}`,
     "",
     "Figures are medians of samples that alternate between the sides; larger is better, except bytes. What the rows mean: `benchmarks/README.md`.",
     "",
-    ...table(
-      ["rows together", "value", "bar", ""],
-      judgements(rows).map(({ what, value, bar, met }) => [what, value, bar, met ? "met" : "**MISSED**"]),
-    ),
-    "",
+    ...(together.length === 0 ? [] : [...table(["rows together", "value", "bar", ""], together), ""]),
     ...table(
       headings,
       rows.map((row) => cells(row).map((cell) => (cell === "MISSED" ? "**MISSED**" : cell))),

@@ -4,20 +4,21 @@
  * measures, `report.ts` judges.
  */
 import { mkdirSync, writeFileSync } from "node:fs";
+import { availableParallelism, loadavg } from "node:os";
 import { dirname } from "node:path";
 import { parseArgs } from "node:util";
 import { chooseEngine, describeEngine } from "../src/backend/load.ts";
 import { startRival, type Context } from "./context.ts";
-import { gemmRows, gemvRows } from "./linear.ts";
+import { engineRows } from "./engine.ts";
 import { efforts, type Row } from "./measure.ts";
 import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
-import { textRows } from "./text.ts";
-import { trainRows } from "./train.ts";
-import { wasmRows } from "./wasm.ts";
 
-const themes = { engine: [gemmRows, gemvRows, trainRows, textRows, wasmRows] } as const;
+const themes = { engine: engineRows } as const;
+
+/** Load a processor above which somebody else is computing. */
+const busyLoad = 0.25;
 
 const usage = `npm run bench -- <theme> [options]
 themes: ${Object.keys(themes).join(", ")}
@@ -41,11 +42,9 @@ async function rivalVersions(): Promise<Record<string, string>> {
 
 async function measure(theme: keyof typeof themes, context: Context): Promise<Row[]> {
   const rows: Row[] = [];
-  for (const rowsOf of themes[theme]) {
-    for await (const row of rowsOf(context)) {
-      context.log(describeRow(row));
-      rows.push(row);
-    }
+  for await (const row of themes[theme](context)) {
+    context.log(describeRow(row));
+    rows.push(row);
   }
   return rows;
 }
@@ -75,6 +74,9 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   }
   const started = performance.now();
+  const busy = loadavg()[0] ?? 0;
+  if (busy > busyLoad * availableParallelism())
+    console.error(`the machine is busy (load ${busy.toFixed(1)}): the figures will not be worth quoting`);
   using roof = new Roof();
   const log = (line: string): void => void process.stderr.write(`${line}\n`);
   const rows = await measure(theme, { effort: values.quick ? efforts.quick : efforts.full, only: values.only, roof, log });
@@ -85,7 +87,14 @@ async function main(args: readonly string[]): Promise<number> {
     const engine = describeEngine(choice);
     choice.backend.dispose();
     const command = `npm run bench -- ${args.join(" ")}`;
-    const facts = { theme, command, seconds: (performance.now() - started) / 1000, versions: await rivalVersions(), engine };
+    const facts = {
+      theme,
+      command,
+      seconds: (performance.now() - started) / 1000,
+      versions: await rivalVersions(),
+      engine,
+      loadBefore: busy,
+    };
     mkdirSync(dirname(values.report), { recursive: true });
     writeFileSync(values.report, markdownReport(rows, facts));
     log(`wrote ${values.report}`);

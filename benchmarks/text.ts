@@ -6,6 +6,7 @@
  */
 import { join } from "node:path";
 import { loadBackend } from "../src/backend/load.ts";
+import { forwardFlopsPerToken } from "../src/config/model-counts.ts";
 import { generateIds } from "../src/generate/index.ts";
 import { loadModel, type Decoder } from "../src/model/index.ts";
 import { Engine } from "../src/tensor/index.ts";
@@ -96,12 +97,28 @@ async function measureDecode({ effort, roof }: Context, model: Decoder, llama: L
   };
 }
 
-async function measurePrefill({ effort }: Context, model: Decoder, llama: LlamaCpp): Promise<Row> {
+/** Of a prompt whose last token alone meets the output head. */
+function prefillFlopsPerToken({ config }: Decoder): number {
+  const head = 2 * config.vocabSize * config.hiddenSize;
+  return forwardFlopsPerToken(config, prefillPrompt) - head * (1 - 1 / prefillPrompt);
+}
+
+async function measurePrefill({ effort, roof }: Context, model: Decoder, llama: LlamaCpp): Promise<Row> {
   const theirs = await llamaSides((threads) => llama.prefill(threads));
   const ours = (): number => prefillPrompt / decodeOnce(model, prefillPrompt, 0).prefill;
-  const [taken = [], ...rest] = await interleave([{ sample: ours }, ...theirs.map(({ side }) => side)], effort);
+  const flops = prefillFlopsPerToken(model);
+  const atRoof = async (): Promise<number> => ((await roof.arithmetic("bf16", 2)) * 1e9) / flops;
+  const [taken = [], ...rest] = await interleave([{ sample: ours }, ...theirs.map(({ side }) => side), { sample: atRoof }], effort);
   const others = Object.fromEntries(theirs.map(({ threads }, i) => [`llama.cpp, ${threads} threads`, rest[i] ?? []]));
-  return { name: "prefill.bf16", ours: taken, rival: fastest(rest), unit: "tokens/s", bar: prefillBar, others };
+  return {
+    name: "prefill.bf16",
+    ours: taken,
+    rival: fastest(rest.slice(0, -1)),
+    unit: "tokens/s",
+    bar: prefillBar,
+    roof: rest.at(-1) ?? [],
+    others,
+  };
 }
 
 /** Rows `decode.bf16` and `prefill.bf16`. Without the Python environment there is no model either: the rows come empty, with the reason. */

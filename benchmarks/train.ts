@@ -11,6 +11,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loadBackend } from "../src/backend/load.ts";
+import { flopsPerToken } from "../src/config/model-counts.ts";
 import { fromHuggingFaceConfig } from "../src/config/model-huggingface.ts";
 import { parseRunConfig } from "../src/config/run.ts";
 import { Dataset, TokenFile, TokenFileWriter } from "../src/data/index.ts";
@@ -78,6 +79,10 @@ export class OurTraining implements Disposable {
     });
     this.#trainer = new Trainer(run, this.#model, new Dataset(this.#tokens, { sequenceLength: sequence, seed: 1 }), { peakFlops: null });
   }
+  /** Of forward and backward. */
+  get flopsPerToken(): number {
+    return flopsPerToken(this.#model.config, trainShape.sequence);
+  }
   /** Seconds of one step. */
   step(): number {
     return this.#trainer.step().seconds;
@@ -121,6 +126,7 @@ async function measureStep(context: Context, precision: Precision): Promise<Row>
       else running.push({ variant, ...started });
     }
     const sides: Side[] = [{ sample: () => tokensPerStep / training.step() }, ...running.map(({ side }) => side)];
+    sides.push({ sample: async () => ((await context.roof.arithmetic(precision, threads)) * 1e9) / training.flopsPerToken });
     const [ours = [], ...taken] = await interleave(sides, { samples: Math.min(5, effort.samples), warmups: 1 });
     const others = Object.fromEntries(running.map(({ variant }, index) => [variant, taken[index] ?? []]));
     return {
@@ -129,6 +135,7 @@ async function measureStep(context: Context, precision: Precision): Promise<Row>
       rival: fastest(eager.map((variant) => others[variant] ?? [])),
       unit: "tokens/s",
       bar: trainBar,
+      roof: taken.at(-1) ?? [],
       others,
       ...(notes.length > 0 ? { note: notes.join("; ") } : {}),
     };
