@@ -20,9 +20,21 @@ test("a parsed configuration is complete and parses to itself", () => {
 test.each([
   ["an unknown key", { learnigRate: 1 }, /recipe x: unknown key "learnigRate"/],
   ["an unknown key with its nearest", { numStep: 5 }, /unknown key "numStep" \(did you mean "numSteps"\?\)/],
-  ["a nested one", { optimizer: { learningRate: 1, weightDeacy: 0 } }, /unknown key "optimizer\.weightDeacy" \(did you mean "weightDecay"\?\)/],
-  ["one in a list", { data: { train: [{ path: "a", fromat: "text" }], sequenceLength: 4 } }, /unknown key "data\.train\.0\.fromat" \(did you mean "format"\?\)/],
-  ["one in a validation set", { data: { ...minimal.data, validation: { a: [{ pth: "a", path: "a" }] } } }, /unknown key "data\.validation\.a\.0\.pth" \(did you mean "path"\?\)/],
+  [
+    "a nested one",
+    { optimizer: { learningRate: 1, weightDeacy: 0 } },
+    /unknown key "optimizer\.weightDeacy" \(did you mean "weightDecay"\?\)/,
+  ],
+  [
+    "one in a list",
+    { data: { train: [{ path: "a", fromat: "text" }], sequenceLength: 4 } },
+    /unknown key "data\.train\.0\.fromat" \(did you mean "format"\?\)/,
+  ],
+  [
+    "one in a validation set",
+    { data: { ...minimal.data, validation: { a: [{ pth: "a", path: "a" }] } } },
+    /unknown key "data\.validation\.a\.0\.pth" \(did you mean "path"\?\)/,
+  ],
   ["a value out of range", { numSteps: 0 }, /numSteps: .*got 0/],
   ["a value that is not one of a set", { precision: "fp16" }, /precision: .*"f32"\|"bf16".*got "fp16"/],
   ["a micro-batch that does not divide", { microBatchSequences: 3 }, /microBatchSequences 3 does not divide batchSequences 8/],
@@ -30,14 +42,24 @@ test.each([
   ["a model from nowhere", { model: {} }, /exactly one of/],
   ["a new tokenizer for a model that has one", { newTokenizer: { vocabSize: 300 } }, /newTokenizer contradicts model\.from "model"/],
   ["two tokenizers", { model: { config: {} }, tokenizer: "t", newTokenizer: { vocabSize: 300 } }, /newTokenizer contradicts tokenizer "t"/],
-  ["more warm-up and decay than steps", { schedule: { name: "wsd", warmupSteps: 6, decaySteps: 6 } }, /warmupSteps 6 \+ decaySteps 6 exceed numSteps 10/],
-  ["a decay that the schedule does not have", { schedule: { name: "cosine", decaySteps: 2 } }, /decaySteps 2 needs schedule\.name "wsd", got "cosine"/],
+  [
+    "more warm-up and decay than steps",
+    { schedule: { name: "wsd", warmupSteps: 6, decaySteps: 6 } },
+    /warmupSteps 6 \+ decaySteps 6 exceed numSteps 10/,
+  ],
+  [
+    "a decay that the schedule does not have",
+    { schedule: { name: "cosine", decaySteps: 2 } },
+    /decaySteps 2 needs schedule\.name "wsd", got "cosine"/,
+  ],
 ])("is refused: %s", (_, changes, message) => {
   expect(() => parseRunConfig({ ...minimal, ...changes }, "recipe x")).toThrow(message);
 });
 
 test("all problems are named at once", () => {
-  expect(() => parseRunConfig({ ...minimal, numSteps: -1, precison: "f32" })).toThrow(/numSteps: .*; unknown key "precison" \(did you mean "precision"\?\)/);
+  expect(() => parseRunConfig({ ...minimal, numSteps: -1, precison: "f32" })).toThrow(
+    /numSteps: .*; unknown key "precison" \(did you mean "precision"\?\)/,
+  );
 });
 
 test("what contradicts the model is refused, what has no effect on it is told", () => {
@@ -45,17 +67,32 @@ test("what contradicts the model is refused, what has no effect on it is told", 
   const config = (changes: Partial<RunConfigInput>): string[] => checkAgainstModel(parseRunConfig({ ...minimal, ...changes }), dense);
   expect(config({})).toEqual([]);
   expect(config({ moe: { capacityFactor: 1.5 } })).toEqual(["moe.capacityFactor 1.5 has no effect: the model has no experts"]);
-  expect(() => config({ data: { ...minimal.data, sequenceLength: 513 } })).toThrow(/sequenceLength 513 exceeds the model's max_position_embeddings 512/);
+  expect(() => config({ data: { ...minimal.data, sequenceLength: 513 } })).toThrow(
+    /sequenceLength 513 exceeds the model's max_position_embeddings 512/,
+  );
   expect(() => config({ recomputeLayers: 5 })).toThrow(/recomputeLayers 5 exceeds the model's 4 layers/);
   const moe = parseRunConfig({ ...minimal, moe: { dropBy: "position" } });
   expect(checkAgainstModel(moe, modelPresets["skywork-moe"])).toEqual(['moe.dropBy "position" has no effect without moe.capacityFactor']);
 });
 
 test("settings change single fields, of lists too, and leave the original alone", () => {
-  const changed = applySettings(minimal, ["numSteps=5", "data.train.0.path=b.txt", "optimizer.clipNorm=null", "schedule.name=wsd", "schedule.decaySteps=2"]);
-  expect(parseRunConfig(changed)).toMatchObject({ numSteps: 5, optimizer: { clipNorm: null }, data: { train: [{ path: "b.txt" }] }, schedule: { decaySteps: 2 } });
+  const changed = applySettings(minimal, [
+    "numSteps=5",
+    "data.train.0.path=b.txt",
+    "optimizer.clipNorm=null",
+    "schedule.name=wsd",
+    "schedule.decaySteps=2",
+  ]);
+  expect(parseRunConfig(changed)).toMatchObject({
+    numSteps: 5,
+    optimizer: { clipNorm: null },
+    data: { train: [{ path: "b.txt" }] },
+    schedule: { decaySteps: 2 },
+  });
   expect(minimal.numSteps).toBe(10);
-  expect(() => parseRunConfig(applySettings(minimal, ["optimizer.leaningRate=1"]))).toThrow(/unknown key "optimizer\.leaningRate" \(did you mean "learningRate"\?\)/);
+  expect(() => parseRunConfig(applySettings(minimal, ["optimizer.leaningRate=1"]))).toThrow(
+    /unknown key "optimizer\.leaningRate" \(did you mean "learningRate"\?\)/,
+  );
   expect(() => applySettings(minimal, ["numSteps"])).toThrow(/--set numSteps: expected key=value/);
   expect(() => applySettings([1], ["a=1"])).toThrow(/expected an object, got \[1\]/);
 });

@@ -108,18 +108,25 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
   const config = parseStrict(runSchema, value, what);
   const microBatchSequences = config.microBatchSequences ?? config.batchSequences;
   if (config.batchSequences % microBatchSequences !== 0) {
-    throw new MoeError("configuration", `${what}: microBatchSequences ${microBatchSequences} does not divide batchSequences ${config.batchSequences}`);
+    throw new MoeError(
+      "configuration",
+      `${what}: microBatchSequences ${microBatchSequences} does not divide batchSequences ${config.batchSequences}`,
+    );
   }
   if ((config.model.from === undefined) === (config.model.config === undefined)) {
     throw new MoeError("configuration", `${what}: give exactly one of model.from (a checkpoint) and model.config (a new model)`);
   }
   if (config.newTokenizer !== undefined && (config.tokenizer !== undefined || config.model.from !== undefined)) {
-    const other = config.tokenizer === undefined ? `model.from "${config.model.from ?? ""}", which has its own` : `tokenizer "${config.tokenizer}"`;
+    const other =
+      config.tokenizer === undefined ? `model.from "${config.model.from ?? ""}", which has its own` : `tokenizer "${config.tokenizer}"`;
     throw new MoeError("configuration", `${what}: newTokenizer contradicts ${other}`);
   }
   const { schedule: s, numSteps } = config;
   if (s.warmupSteps + s.decaySteps > numSteps) {
-    throw new MoeError("configuration", `${what}: schedule.warmupSteps ${s.warmupSteps} + decaySteps ${s.decaySteps} exceed numSteps ${numSteps}`);
+    throw new MoeError(
+      "configuration",
+      `${what}: schedule.warmupSteps ${s.warmupSteps} + decaySteps ${s.decaySteps} exceed numSteps ${numSteps}`,
+    );
   }
   if (s.name !== "wsd" && s.decaySteps > 0) {
     throw new MoeError("configuration", `${what}: schedule.decaySteps ${s.decaySteps} needs schedule.name "wsd", got "${s.name}"`);
@@ -134,14 +141,21 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
 export function checkAgainstModel(config: RunConfig, model: ModelConfig): string[] {
   const { sequenceLength } = config.data;
   if (sequenceLength > model.maxPositions) {
-    throw new MoeError("configuration", `run configuration: data.sequenceLength ${sequenceLength} exceeds the model's max_position_embeddings ${model.maxPositions}`);
+    throw new MoeError(
+      "configuration",
+      `run configuration: data.sequenceLength ${sequenceLength} exceeds the model's max_position_embeddings ${model.maxPositions}`,
+    );
   }
   if (config.recomputeLayers > model.numLayers) {
-    throw new MoeError("configuration", `run configuration: recomputeLayers ${config.recomputeLayers} exceeds the model's ${model.numLayers} layers`);
+    throw new MoeError(
+      "configuration",
+      `run configuration: recomputeLayers ${config.recomputeLayers} exceeds the model's ${model.numLayers} layers`,
+    );
   }
   const { capacityFactor, dropBy } = config.moe;
   const warnings: string[] = [];
-  if (model.moe === null && capacityFactor !== null) warnings.push(`moe.capacityFactor ${capacityFactor} has no effect: the model has no experts`);
+  if (model.moe === null && capacityFactor !== null)
+    warnings.push(`moe.capacityFactor ${capacityFactor} has no effect: the model has no experts`);
   if (model.moe !== null && capacityFactor === null && dropBy !== "probability") {
     warnings.push(`moe.dropBy "${dropBy}" has no effect without moe.capacityFactor`);
   }
@@ -172,7 +186,12 @@ export function applySettings(config: unknown, settings: readonly string[]): unk
       }
     }
     const last = path.at(-1) ?? "";
-    Object.defineProperty(target, last, { value: parsedValue(setting.slice(at + 1)), enumerable: true, configurable: true, writable: true });
+    Object.defineProperty(target, last, {
+      value: parsedValue(setting.slice(at + 1)),
+      enumerable: true,
+      configurable: true,
+      writable: true,
+    });
   }
   return result;
 }

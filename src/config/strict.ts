@@ -20,7 +20,10 @@ function describe(schema: z.ZodType, value: unknown, issue: z.core.$ZodIssue): s
     const known = knownKeys(schema, path);
     return issue.keys.map((key) => `unknown key "${[...path, key].join(".")}"${didYouMean(key, known)}`);
   }
-  const got: unknown = path.reduce<unknown>((v, key) => (typeof v === "object" && v !== null ? (v as Record<string, unknown>)[key] : undefined), value);
+  const got: unknown = path.reduce<unknown>(
+    (v, key) => (typeof v === "object" && v !== null ? (v as Record<string, unknown>)[key] : undefined),
+    value,
+  );
   return [`${path.join(".") || "value"}: ${issue.message}${got === undefined ? "" : `, got ${JSON.stringify(got)}`}`];
 }
 
@@ -39,7 +42,12 @@ function memberOf(schema: z.ZodType | undefined, key: string): z.ZodType | undef
 
 function unwrapped(schema: z.ZodType | undefined): z.ZodType | undefined {
   let current = schema;
-  while (current instanceof z.ZodOptional || current instanceof z.ZodDefault || current instanceof z.ZodNullable || current instanceof z.ZodPrefault) {
+  while (
+    current instanceof z.ZodOptional ||
+    current instanceof z.ZodDefault ||
+    current instanceof z.ZodNullable ||
+    current instanceof z.ZodPrefault
+  ) {
     current = current.unwrap() as z.ZodType;
   }
   return current;

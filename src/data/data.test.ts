@@ -41,12 +41,19 @@ describe("readDocuments", () => {
     expect(await documentsOf({ path, separator: "---" })).toEqual([{ text: "one\ntwo" }, { text: "three" }]);
     const blank = write("b.txt", "---\r\none\r\n\r\ntwo\r\n---\r\n---\r\n\r\n \r\n---");
     expect(await documentsOf({ path: blank, separator: "---" })).toEqual([{ text: "one\n\ntwo" }]);
-    expect(await documentsOf({ path: blank, separator: "" })).toEqual([{ text: "---\none" }, { text: "two\n---\n---" }, { text: " \n---" }]);
+    expect(await documentsOf({ path: blank, separator: "" })).toEqual([
+      { text: "---\none" },
+      { text: "two\n---\n---" },
+      { text: " \n---" },
+    ]);
   });
   test("never cuts a character between two reads of a file", async () => {
     const text = "x" + "漢😀".repeat(400_000);
     expect(await documentsOf({ path: write("long.txt", text) })).toEqual([{ text }]);
-    expect(await documentsOf({ path: write("long.jsonl", `${JSON.stringify({ text })}\n${JSON.stringify({ text: "y" })}`) })).toEqual([{ text }, { text: "y" }]);
+    expect(await documentsOf({ path: write("long.jsonl", `${JSON.stringify({ text })}\n${JSON.stringify({ text: "y" })}`) })).toEqual([
+      { text },
+      { text: "y" },
+    ]);
   });
   test("reads JSONL text and conversations", async () => {
     const path = write("a.jsonl", '{"text":"x"}\n\n{"messages":[{"role":"user","content":"hi"}]}\n');
@@ -58,10 +65,18 @@ describe("readDocuments", () => {
     ["bytes that are not UTF-8", () => write("bad.txt", Uint8Array.from([0x61, 0xff, 0xfe])), /bad\.txt: expected UTF-8 text/],
     ["bytes of JSONL that are not UTF-8", () => write("bad8.jsonl", Uint8Array.from([0x7b, 0xff])), /bad8\.jsonl: expected UTF-8 text/],
     ["a conversation without messages", () => write("chat.jsonl", '{"messages":[]}\n'), /chat\.jsonl:1: expected a list "messages"/],
-    ["a message without content", () => write("chat.jsonl", '{"messages":[{"role":"user"}]}\n'), /chat\.jsonl:1 message 0: expected "role" and "content"/],
+    [
+      "a message without content",
+      () => write("chat.jsonl", '{"messages":[{"role":"user"}]}\n'),
+      /chat\.jsonl:1 message 0: expected "role" and "content"/,
+    ],
     ["a folder", () => folder, /expected a file, got a directory/],
     ["a line that is not JSON", () => write("bad.jsonl", '{"text":"x"}\n{oops\n'), /bad\.jsonl:2: expected a JSON object/],
-    ["a record without its field", () => write("key.jsonl", '{"body":"x"}\n'), /key\.jsonl:1: expected a string under "text", got keys body/],
+    [
+      "a record without its field",
+      () => write("key.jsonl", '{"body":"x"}\n'),
+      /key\.jsonl:1: expected a string under "text", got keys body/,
+    ],
     ["a corrupt Parquet file", () => write("bad.parquet", "PAR1 not really PAR1"), /bad\.parquet: expected a Parquet file/],
   ])("names the file and what was expected for %s", async (_, make, message) => {
     await expect(documentsOf({ path: make() })).rejects.toThrow(message);
@@ -75,28 +90,41 @@ describe("a Parquet file written by pyarrow", () => {
     expect(await documentsOf({ path: fixture(`texts.${codec}.parquet`) })).toEqual(expected);
   });
   test("with a missing column, a null or a truncated end is an error that says so", async () => {
-    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "body" })).rejects.toThrow(/column "body", got columns id, text, score/);
-    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "score" })).rejects.toThrow(/row 0: expected text in column "score", got number/);
-    await expect(documentsOf({ path: fixture("null.parquet") })).rejects.toThrow(/null\.parquet row 1: expected text in column "text", got null/);
+    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "body" })).rejects.toThrow(
+      /column "body", got columns id, text, score/,
+    );
+    await expect(documentsOf({ path: fixture("texts.zstd.parquet"), field: "score" })).rejects.toThrow(
+      /row 0: expected text in column "score", got number/,
+    );
+    await expect(documentsOf({ path: fixture("null.parquet") })).rejects.toThrow(
+      /null\.parquet row 1: expected text in column "text", got null/,
+    );
     const whole = readFileSync(fixture("texts.zstd.parquet"));
-    await expect(documentsOf({ path: write("cut.parquet", whole.subarray(0, whole.length - 100)) })).rejects.toThrow(/cut\.parquet: expected a Parquet file/);
+    await expect(documentsOf({ path: write("cut.parquet", whole.subarray(0, whole.length - 100)) })).rejects.toThrow(
+      /cut\.parquet: expected a Parquet file/,
+    );
     const damaged = Uint8Array.from(whole);
     damaged.fill(0xff, 20, 200);
-    await expect(documentsOf({ path: write("damaged.parquet", damaged) })).rejects.toThrow(/damaged\.parquet: expected readable rows 0\.\.16, got corrupt data/);
+    await expect(documentsOf({ path: write("damaged.parquet", damaged) })).rejects.toThrow(
+      /damaged\.parquet: expected readable rows 0\.\.16, got corrupt data/,
+    );
   });
 });
 
 describe("token file", () => {
   test("gives back any documents and finds the document of any position", () => {
     fc.assert(
-      fc.property(fc.array(fc.array(fc.integer({ min: 0, max: 99 }), { minLength: 1, maxLength: 9 }), { minLength: 1, maxLength: 9 }), (documents) => {
-        using file = tokenFile(documents);
-        const tokens = new Int32Array(file.header.numTokens);
-        file.readTokens(0, tokens);
-        expect([...tokens]).toEqual(documents.flat());
-        const owners = documents.flatMap((document, i) => document.map(() => i));
-        for (const [position, owner] of owners.entries()) expect(file.documentAt(position)).toBe(owner);
-      }),
+      fc.property(
+        fc.array(fc.array(fc.integer({ min: 0, max: 99 }), { minLength: 1, maxLength: 9 }), { minLength: 1, maxLength: 9 }),
+        (documents) => {
+          using file = tokenFile(documents);
+          const tokens = new Int32Array(file.header.numTokens);
+          file.readTokens(0, tokens);
+          expect([...tokens]).toEqual(documents.flat());
+          const owners = documents.flatMap((document, i) => document.map(() => i));
+          for (const [position, owner] of owners.entries()) expect(file.documentAt(position)).toBe(owner);
+        },
+      ),
       { numRuns: 50 },
     );
   });
@@ -153,8 +181,15 @@ describe("token file", () => {
 
 describe("Dataset", () => {
   test("masks targets and attention at document borders", () => {
-    using file = tokenFile([[1, 2, 3], [4, 5, 6, 7, 8]]);
-    const { ids, targets, positions, keyBase, keyEnd, numTargets } = new Dataset(file, { sequenceLength: 3, seed: 1, shuffle: false }).batch(0, 2);
+    using file = tokenFile([
+      [1, 2, 3],
+      [4, 5, 6, 7, 8],
+    ]);
+    const { ids, targets, positions, keyBase, keyEnd, numTargets } = new Dataset(file, {
+      sequenceLength: 3,
+      seed: 1,
+      shuffle: false,
+    }).batch(0, 2);
     expect([...ids]).toEqual([1, 2, 3, 4, 5, 6]);
     expect([...targets]).toEqual([2, 3, -1, 5, 6, 7]);
     expect([...positions]).toEqual([0, 1, 2, 0, 1, 2]);
@@ -163,7 +198,10 @@ describe("Dataset", () => {
     expect(numTargets).toBe(5);
   });
   test("begins a new document inside a window", () => {
-    using file = tokenFile([[1, 2], [3, 4, 5]]);
+    using file = tokenFile([
+      [1, 2],
+      [3, 4, 5],
+    ]);
     const batch = new Dataset(file, { sequenceLength: 4, seed: 1, shuffle: false }).batch(0, 1);
     expect([...batch.targets]).toEqual([2, -1, 4, 5]);
     expect([...batch.positions]).toEqual([0, 1, 0, 1]);

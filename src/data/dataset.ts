@@ -52,7 +52,10 @@ export class Dataset {
     this.sequenceLength = options.sequenceLength;
     this.numSequences = Math.floor((file.header.numTokens - 1) / options.sequenceLength);
     if (this.numSequences < 1) {
-      throw new MoeError("file", `${options.label ?? file.path}: expected at least ${options.sequenceLength + 1} tokens (one sequence and its last target), got ${file.header.numTokens}`);
+      throw new MoeError(
+        "file",
+        `${options.label ?? file.path}: expected at least ${options.sequenceLength + 1} tokens (one sequence and its last target), got ${file.header.numTokens}`,
+      );
     }
   }
 
@@ -69,7 +72,13 @@ export class Dataset {
     for (let b = 0; b < count; b++) {
       const at = b * S;
       const part = (array: Int32Array): Int32Array => array.subarray(at, at + S);
-      numTargets += this.#fill(this.#window(first + b), at, { ids: part(ids), targets: part(targets), positions: part(positions), keyBase: part(keyBase), keyEnd: part(keyEnd) });
+      numTargets += this.#fill(this.#window(first + b), at, {
+        ids: part(ids),
+        targets: part(targets),
+        positions: part(positions),
+        keyBase: part(keyBase),
+        keyEnd: part(keyEnd),
+      });
     }
     return { numSequences: count, sequenceLength: S, ids, targets, positions, keyBase, keyEnd, numTargets };
   }

@@ -147,7 +147,8 @@ function recordToDocument(record: Record<string, unknown>, where: string, field:
 
 function checkedMessage(message: unknown, where: string): ChatMessage {
   const { role, content } = (message ?? {}) as Record<string, unknown>;
-  if (typeof role !== "string" || typeof content !== "string") throw fileError(where, '"role" and "content" strings', JSON.stringify(message) ?? "nothing");
+  if (typeof role !== "string" || typeof content !== "string")
+    throw fileError(where, '"role" and "content" strings', JSON.stringify(message) ?? "nothing");
   return { role, content };
 }
 
@@ -167,7 +168,8 @@ async function* readParquet(source: DocumentSource): AsyncGenerator<SourceDocume
     });
     for (const [i, row] of rows.entries()) {
       const text: unknown = row[field];
-      if (typeof text !== "string") throw fileError(`${source.path} row ${rowStart + i}`, `text in column "${field}"`, text === null ? "null" : typeof text);
+      if (typeof text !== "string")
+        throw fileError(`${source.path} row ${rowStart + i}`, `text in column "${field}"`, text === null ? "null" : typeof text);
       yield { text };
     }
     rowStart = rowEnd;

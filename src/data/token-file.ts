@@ -155,7 +155,10 @@ export class TokenFile implements Disposable {
       mapped = map?.(path) ?? null;
       this.#maskAt = maskAt;
       const bytes = mapped?.bytes;
-      this.#read = bytes === undefined ? (target, at) => readFully(fd, target, at, path) : (target, at) => target.set(bytes.subarray(at, at + target.length));
+      this.#read =
+        bytes === undefined
+          ? (target, at) => readFully(fd, target, at, path)
+          : (target, at) => target.set(bytes.subarray(at, at + target.length));
       this.documentOffsets = this.#readIndex(indexAt, bytes);
     } catch (error) {
       mapped?.close();
@@ -171,7 +174,8 @@ export class TokenFile implements Disposable {
   /** Tokens start..start+out.length-1 into `out`. Throws `internal` outside the file. */
   readTokens(start: number, out: Int32Array): void {
     const { numTokens, bytesPerToken } = this.header;
-    if (start < 0 || start + out.length > numTokens) throw new MoeError("internal", `tokens ${start}..${start + out.length} of ${numTokens}`);
+    if (start < 0 || start + out.length > numTokens)
+      throw new MoeError("internal", `tokens ${start}..${start + out.length} of ${numTokens}`);
     const encoded = bytesPerToken === 2 ? new Uint16Array(out.length) : new Uint32Array(out.length);
     this.#read(new Uint8Array(encoded.buffer), headerBytes + start * bytesPerToken);
     out.set(encoded);
@@ -197,10 +201,13 @@ export class TokenFile implements Disposable {
   #readIndex(indexAt: number, mapped: Uint8Array | undefined): Float64Array {
     const { numDocuments, numTokens } = this.header;
     const isAligned = mapped !== undefined && (mapped.byteOffset + indexAt) % 8 === 0;
-    const offsets = isAligned ? new Float64Array(mapped.buffer, mapped.byteOffset + indexAt, numDocuments + 1) : new Float64Array(numDocuments + 1);
+    const offsets = isAligned
+      ? new Float64Array(mapped.buffer, mapped.byteOffset + indexAt, numDocuments + 1)
+      : new Float64Array(numDocuments + 1);
     if (!isAligned) this.#read(new Uint8Array(offsets.buffer), indexAt);
     const ascends = offsets.every((offset, i) => Number.isSafeInteger(offset) && (i === 0 ? offset === 0 : offset > (offsets[i - 1] ?? 0)));
-    if (!ascends || offsets[numDocuments] !== numTokens) throw fileError(this.path, `document offsets that ascend from 0 to ${numTokens}`, "others");
+    if (!ascends || offsets[numDocuments] !== numTokens)
+      throw fileError(this.path, `document offsets that ascend from 0 to ${numTokens}`, "others");
     return offsets;
   }
   [Symbol.dispose](): void {
@@ -218,7 +225,8 @@ function readHeader(fd: number, size: number, path: string): TokenFileHeader {
     throw fileError(path, "a token file", "a header that does not parse", error);
   }
   const counts = [header.numTokens, header.numDocuments, header.vocabSize];
-  const valid = header.magic === magic && counts.every((n) => Number.isSafeInteger(n) && Number(n) >= 0 && Number(n) <= Math.max(size, 2 ** 31));
+  const valid =
+    header.magic === magic && counts.every((n) => Number.isSafeInteger(n) && Number(n) >= 0 && Number(n) <= Math.max(size, 2 ** 31));
   if (!valid || (header.bytesPerToken !== 2 && header.bytesPerToken !== 4) || typeof header.hasMask !== "boolean") {
     throw fileError(path, `the header of "${magic}"`, JSON.stringify(header).slice(0, 200));
   }

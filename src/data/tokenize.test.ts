@@ -23,7 +23,11 @@ const chatTemplate =
 
 const text = `${readFileSync(join(import.meta.dirname, "tokenize.ts"), "utf8")}\nGrüße, 漢字 and 😀.\n`;
 const tokenizer: Tokenizer = (() => {
-  const { tokenizerJson, tokenizerConfig } = trainByteBpe([text], { vocabSize: 400, specialTokens: ["<|end|>", "<|im_start|>", "<|im_end|>"], eosToken: "<|end|>" });
+  const { tokenizerJson, tokenizerConfig } = trainByteBpe([text], {
+    vocabSize: 400,
+    specialTokens: ["<|end|>", "<|im_start|>", "<|im_end|>"],
+    eosToken: "<|end|>",
+  });
   return buildHuggingFaceTokenizer({ tokenizerJson, tokenizerConfig: { ...tokenizerConfig, chat_template: chatTemplate } });
 })();
 const options = { tokenizer, tokenizerFingerprint: "test" };
@@ -38,7 +42,10 @@ describe("prepareTokens", () => {
     expect(long.length).toBeGreaterThan(2 * 2 ** 18);
     const path = write("long.txt", long);
     const progress: number[] = [];
-    using file = await prepareTokens(join(folder, "tokens"), [{ path }], { ...options, onProgress: ({ tokens, characters }) => progress.push(tokens, characters) });
+    using file = await prepareTokens(join(folder, "tokens"), [{ path }], {
+      ...options,
+      onProgress: ({ tokens, characters }) => progress.push(tokens, characters),
+    });
     const expected = [...tokenizer.encode(long), tokenizer.eosId];
     const ids = new Int32Array(file.header.numTokens);
     file.readTokens(0, ids);
@@ -90,7 +97,10 @@ describe("prepareTokens", () => {
 
 describe("conversations", () => {
   const encodeChat = (messages: readonly ChatMessage[]): EncodedConversation => {
-    const { ids, assistantMask } = chatTokens(tokenizer, messages.map(({ role, content }) => ({ role, content })));
+    const { ids, assistantMask } = chatTokens(
+      tokenizer,
+      messages.map(({ role, content }) => ({ role, content })),
+    );
     return { ids, mask: assistantMask };
   };
   const messages = [
@@ -113,6 +123,8 @@ describe("conversations", () => {
   });
   test("need a tokenizer with a chat template", async () => {
     const path = write("chat.jsonl", `${JSON.stringify({ messages })}\n`);
-    await expect(prepareTokens(join(folder, "tokens"), [{ path }], options)).rejects.toThrow(/chat\.jsonl: expected a tokenizer with a chat template/);
+    await expect(prepareTokens(join(folder, "tokens"), [{ path }], options)).rejects.toThrow(
+      /chat\.jsonl: expected a tokenizer with a chat template/,
+    );
   });
 });

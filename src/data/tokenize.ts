@@ -83,11 +83,13 @@ async function writeTokens(path: string, sources: readonly DocumentSource[], opt
   using writer = new TokenFileWriter(path, { vocabSize: tokenizer.vocabSize });
   let documents = 0;
   let characters = 0;
+  /** Of the document under way. */
+  let pendingTokens = 0;
   /** Lets signals, streams and progress bars be heard, at most ten times a second. */
   let lastPause = performance.now();
   const pause = async (): Promise<void> => {
     if (performance.now() - lastPause < 100) return;
-    onProgress?.({ documents, characters, tokens: writer.numTokens });
+    onProgress?.({ documents, characters, tokens: writer.numTokens + pendingTokens });
     await new Promise((resolve) => setImmediate(resolve));
     refuseIfAborted(signal);
     lastPause = performance.now();
@@ -101,12 +103,13 @@ async function writeTokens(path: string, sources: readonly DocumentSource[], opt
         for (const { content } of document.messages) characters += content.length;
       } else {
         const before = characters;
-        writer.append(
-          await encodeText(tokenizer, document.text, async (done) => {
-            characters = before + done;
-            await pause();
-          }),
-        );
+        const ids = await encodeText(tokenizer, document.text, async (done, tokens) => {
+          characters = before + done;
+          pendingTokens = tokens;
+          await pause();
+        });
+        writer.append(ids);
+        pendingTokens = 0;
       }
       documents++;
       await pause();
@@ -118,7 +121,8 @@ async function writeTokens(path: string, sources: readonly DocumentSource[], opt
 }
 
 function refuseIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted === true) throw new MoeError("resource", "stopped while reading the text, before the first step: there is nothing to save");
+  if (signal?.aborted === true)
+    throw new MoeError("resource", "stopped while reading the text, before the first step: there is nothing to save");
 }
 
 /** Where the slice that begins at `at` ends. */
@@ -132,15 +136,21 @@ function sliceEnd(text: string, at: number): number {
   return /[\udc00-\udfff]/.test(text[limit] ?? "") ? limit - 1 : limit;
 }
 
-async function encodeText(tokenizer: Tokenizer, text: string, afterSlice: (done: number) => Promise<void>): Promise<Int32Array> {
+async function encodeText(
+  tokenizer: Tokenizer,
+  text: string,
+  afterSlice: (done: number, tokens: number) => Promise<void>,
+): Promise<Int32Array> {
   const parts: Int32Array[] = [];
-  for (let at = 0; at < text.length; ) {
+  let length = 0;
+  for (let at = 0; at < text.length;) {
     const end = sliceEnd(text, at);
-    parts.push(tokenizer.encode(text.slice(at, end), { addSpecialTokens: at === 0, parseSpecial: false }));
+    const part = tokenizer.encode(text.slice(at, end), { addSpecialTokens: at === 0, parseSpecial: false });
+    parts.push(part);
+    length += part.length;
     at = end;
-    await afterSlice(at);
+    await afterSlice(at, length);
   }
-  const length = parts.reduce((n, part) => n + part.length, 0);
   const ids = new Int32Array(length + 1);
   let offset = 0;
   for (const part of parts) {
@@ -154,7 +164,11 @@ async function encodeText(tokenizer: Tokenizer, text: string, afterSlice: (done:
   return ids;
 }
 
-async function fingerprintOf(sources: readonly DocumentSource[], tokenizerFingerprint: string, signal: AbortSignal | undefined): Promise<string> {
+async function fingerprintOf(
+  sources: readonly DocumentSource[],
+  tokenizerFingerprint: string,
+  signal: AbortSignal | undefined,
+): Promise<string> {
   const hash = createHash("sha256").update(tokenizerFingerprint);
   for (const source of sources) {
     if (!existsSync(source.path)) throw fileError(source.path, "a training text", "no such file");

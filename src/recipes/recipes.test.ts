@@ -21,6 +21,8 @@ test("a recipe says which input it lacks, and does without validation", () => {
 
 test("an unknown name is answered with the nearest and all of them", () => {
   expect(findRecipe("tiny-moe")).toBe(recipes["tiny-moe"]);
-  expect(() => findRecipe("tiny-mo")).toThrow('no recipe or file "tiny-mo" (did you mean "tiny-moe"?); recipes: tiny-dense, tiny-moe, smollm2-finetune');
+  expect(() => findRecipe("tiny-mo")).toThrow(
+    'no recipe or file "tiny-mo" (did you mean "tiny-moe"?); recipes: tiny-dense, tiny-moe, smollm2-finetune',
+  );
   expect(() => findRecipe("toString")).toThrow(/no recipe or file/);
 });

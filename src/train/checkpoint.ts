@@ -68,7 +68,9 @@ export function saveCheckpoint(runFolder: string, content: CheckpointContent): s
 }
 
 function filesIn(folder: string): string[] {
-  return readdirSync(folder).filter((name) => name !== manifestName).sort();
+  return readdirSync(folder)
+    .filter((name) => name !== manifestName)
+    .sort();
 }
 
 function writeTensors(path: string, tensors: ReadonlyMap<string, Tensor>): void {
@@ -140,7 +142,8 @@ export function readCheckpointState(folder: string): CheckpointState {
   }
   for (const [name, expected] of Object.entries(files)) {
     const path = join(folder, name);
-    if (!existsSync(path)) throw fileError(path, `the file of ${expected.bytes} bytes that ${manifestName} lists`, `no such file${remedy(folder)}`);
+    if (!existsSync(path))
+      throw fileError(path, `the file of ${expected.bytes} bytes that ${manifestName} lists`, `no such file${remedy(folder)}`);
     const { bytes, sha256 } = fingerprint(path);
     if (bytes !== expected.bytes || sha256 !== expected.sha256) {
       const got = `${bytes} bytes with ${sha256}${remedy(folder)}`;

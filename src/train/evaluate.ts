@@ -42,7 +42,8 @@ export function evaluate(model: Decoder, dataset: Dataset, { maxSequences, batch
     }
   }
   const numTokens = counts.reduce((a, b) => a + b, 0);
-  if (numTokens === 0) throw new MoeError("file", `${dataset.file.path}: expected tokens that bear loss in the first ${numSequences} sequences, got none`);
+  if (numTokens === 0)
+    throw new MoeError("file", `${dataset.file.path}: expected tokens that bear loss in the first ${numSequences} sequences, got none`);
   const loss = sums.reduce((a, b) => a + b, 0) / numTokens;
   const residuals = sums.map((sum, i) => sum - loss * (counts[i] ?? 0));
   const variance = residuals.reduce((a, r) => a + r * r, 0) * (numSequences / Math.max(1, numSequences - 1));

@@ -65,7 +65,9 @@ export async function prepareData(options: RunDataOptions): Promise<RunData> {
     const file = await prepareTokens(join(folder, `${name}.tokens`), sources.map(asDocumentSource), {
       tokenizer,
       tokenizerFingerprint: fingerprint,
-      ...(tokenizer.chatTemplate !== undefined && { encodeChat: (messages: readonly ChatMessage[]) => encodeConversation(tokenizer, messages) }),
+      ...(tokenizer.chatTemplate !== undefined && {
+        encodeChat: (messages: readonly ChatMessage[]) => encodeConversation(tokenizer, messages),
+      }),
       onProgress,
       signal,
       map: fileMapper(backend),

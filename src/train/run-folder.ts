@@ -16,7 +16,10 @@ import { listCheckpoints } from "./checkpoint.ts";
 export function openRunFolder(runFolder: string, resume: boolean): string | null {
   const newest = listCheckpoints(runFolder).at(-1) ?? null;
   if (newest !== null && !resume) {
-    throw new MoeError("configuration", `${runFolder}: expected a new run folder, got one with checkpoints; resume it (--resume) or choose another`);
+    throw new MoeError(
+      "configuration",
+      `${runFolder}: expected a new run folder, got one with checkpoints; resume it (--resume) or choose another`,
+    );
   }
   try {
     mkdirSync(join(runFolder, "checkpoints"), { recursive: true });
@@ -48,7 +51,8 @@ export function readRunConfig(runFolder: string): RunConfig {
 
 /** Fields whose values differ, `a.b: 1 -> 2`, for the warning when a run goes on under another configuration. */
 export function changedFields(before: unknown, after: unknown, path = ""): string[] {
-  const isObject = (value: unknown): value is Record<string, unknown> => typeof value === "object" && value !== null && !Array.isArray(value);
+  const isObject = (value: unknown): value is Record<string, unknown> =>
+    typeof value === "object" && value !== null && !Array.isArray(value);
   if (!isObject(before) || !isObject(after)) {
     const [from, to] = [JSON.stringify(before) ?? "absent", JSON.stringify(after) ?? "absent"];
     return from === to ? [] : [`${path}: ${from} -> ${to}`];

@@ -16,7 +16,14 @@ import { Decoder, loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { checkVocabulary } from "./batch.ts";
-import { pruneCheckpoints, readCheckpointState, readOptimizerTensors, saveCheckpoint, type CheckpointState, type TrainingState } from "./checkpoint.ts";
+import {
+  pruneCheckpoints,
+  readCheckpointState,
+  readOptimizerTensors,
+  saveCheckpoint,
+  type CheckpointState,
+  type TrainingState,
+} from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
@@ -68,7 +75,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   if (checkpoint !== null) warnOfChanges(options, checkpoint);
   const tokenizerPath = await runTokenizer(config, runFolder, checkpoint);
   const tokenizer = await loadTokenizer(tokenizerPath);
-  const onProgress = (progress: { documents: number; characters: number; tokens: number }): void => onEvent?.({ type: "tokenizing", ...progress });
+  const onProgress = (progress: { documents: number; characters: number; tokens: number }): void =>
+    onEvent?.({ type: "tokenizing", ...progress });
   using data = await prepareData({ config, runFolder, backend: engine.backend, tokenizer, tokenizerPath, signal, onProgress });
   if (checkpoint !== null && state !== null) checkResumable(checkpoint, state, config, data);
   using model = openModel(engine, config, checkpoint);
@@ -184,7 +192,10 @@ function warnOfChanges({ runFolder, config, onEvent }: TrainOptions, checkpoint:
   const changes = changedFields(readRunConfig(runFolder), config);
   const model = changes.filter((change) => change.startsWith("model."));
   if (model.length > 0) {
-    throw new MoeError("configuration", `${checkpoint}: the run began with another model (${model.join(", ")}); start a new run folder for it`);
+    throw new MoeError(
+      "configuration",
+      `${checkpoint}: the run began with another model (${model.join(", ")}); start a new run folder for it`,
+    );
   }
   if (changes.length > 0) onEvent?.({ type: "warning", message: `resumed under a changed configuration: ${changes.join(", ")}` });
 }
@@ -193,7 +204,10 @@ function warnOfChanges({ runFolder, config, onEvent }: TrainOptions, checkpoint:
 function checkResumable(checkpoint: string, state: CheckpointState, config: RunConfig, data: RunData): void {
   const instead = `to go on from its weights, start a new run with model.from "${checkpoint}"`;
   if (state.precision !== config.precision) {
-    throw new MoeError("configuration", `${checkpoint}: saved with precision ${state.precision}, cannot resume with ${config.precision}; ${instead}`);
+    throw new MoeError(
+      "configuration",
+      `${checkpoint}: saved with precision ${state.precision}, cannot resume with ${config.precision}; ${instead}`,
+    );
   }
   if (state.dataFingerprint !== data.fingerprint) {
     const what = "the training text, the tokenizer, data.sequenceLength, data.documentMask or the seed changed since it was saved";

@@ -10,7 +10,16 @@ import { Decoder } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { Random } from "../util/random.ts";
 import { madeUpText, tinyModel, tinyRun, trainedBytes } from "../../test/train/harness.ts";
-import { evaluate, listCheckpoints, readCheckpointState, train, Trainer, type StepMetrics, type TrainEvent, type TrainResult } from "./index.ts";
+import {
+  evaluate,
+  listCheckpoints,
+  readCheckpointState,
+  train,
+  Trainer,
+  type StepMetrics,
+  type TrainEvent,
+  type TrainResult,
+} from "./index.ts";
 
 let folder = "";
 let engine: Engine;
@@ -25,7 +34,12 @@ afterEach(() => {
 });
 
 /** Runs a configuration in `folder/name`. */
-async function run(input: RunConfigInput, name = "run", resume = false, onEvent: (event: TrainEvent) => void = () => undefined): Promise<TrainResult> {
+async function run(
+  input: RunConfigInput,
+  name = "run",
+  resume = false,
+  onEvent: (event: TrainEvent) => void = () => undefined,
+): Promise<TrainResult> {
   return await train({ engine, config: parseRunConfig(input), runFolder: join(folder, name), resume, onEvent });
 }
 /** A token file of random ids below 300, as documents of various lengths of which a good part bears no loss. */
@@ -37,13 +51,20 @@ function unevenTokens(): TokenFile {
     const length = 1 + random.integer(40);
     const share = random.uniform();
     const ids = Int32Array.from({ length }, () => random.integer(300));
-    writer.append(ids, Uint8Array.from({ length }, () => (random.uniform() < share ? 1 : 0)));
+    writer.append(
+      ids,
+      Uint8Array.from({ length }, () => (random.uniform() < share ? 1 : 0)),
+    );
   }
   writer.finish("uneven");
   return new TokenFile(path);
 }
 /** Steps of a trainer over these tokens: metrics and the final weights. */
-function steps(kind: "dense" | "moe", changes: Partial<RunConfigInput>, numSteps = 3): { metrics: StepMetrics[]; weights: Map<string, Float32Array> } {
+function steps(
+  kind: "dense" | "moe",
+  changes: Partial<RunConfigInput>,
+  numSteps = 3,
+): { metrics: StepMetrics[]; weights: Map<string, Float32Array> } {
   using file = unevenTokens();
   const config = parseRunConfig({ ...tinyRun(folder, kind), batchSequences: 8, ...changes });
   const data = new Dataset(file, { sequenceLength: 32, seed: 1 });
@@ -72,7 +93,8 @@ describe("a step", () => {
         expect(Math.abs((cut.metrics[i]?.gradNorm ?? 0) - gradNorm)).toBeLessThan(1e-5 * gradNorm);
         expect(cut.metrics[i]?.tokens).toBe(tokens);
       }
-      for (const [name, values] of whole.weights) expect(relativeGap(values, cut.weights.get(name) ?? new Float32Array()), name).toBeLessThan(1e-5);
+      for (const [name, values] of whole.weights)
+        expect(relativeGap(values, cut.weights.get(name) ?? new Float32Array()), name).toBeLessThan(1e-5);
     }
   });
   test("does not depend on recomputation", () => {
@@ -123,7 +145,11 @@ describe("a step", () => {
 });
 
 test("a run gives the same bits on 1, 2 and 3 threads", async () => {
-  const input = tinyRun(folder, "moe", { numSteps: 4, moe: { capacityFactor: 1 }, data: { train: [{ path: join(folder, "text.txt") }], sequenceLength: 64 } });
+  const input = tinyRun(folder, "moe", {
+    numSteps: 4,
+    moe: { capacityFactor: 1 },
+    data: { train: [{ path: join(folder, "text.txt") }], sequenceLength: 64 },
+  });
   const results = [];
   for (const numThreads of [1, 2, 3]) {
     using threaded = new Engine(await loadBackend({ numThreads }));
@@ -144,7 +170,10 @@ describe("an evaluation", () => {
     // By hand, from the evaluation of each sequence by itself (a data set that begins there).
     const each = Array.from({ length: 7 }, (_, i) => {
       const one = data.batch(i, 1);
-      const { loss } = evaluate(model, Object.assign(Object.create(data) as Dataset, { numSequences: 1, batch: () => one }), { maxSequences: 1, batchSequences: 1 });
+      const { loss } = evaluate(model, Object.assign(Object.create(data) as Dataset, { numSequences: 1, batch: () => one }), {
+        maxSequences: 1,
+        batchSequences: 1,
+      });
       return { tokens: one.numTargets, sum: loss * one.numTargets };
     });
     const tokens = each.reduce((n, e) => n + e.tokens, 0);
@@ -160,7 +189,12 @@ describe("an evaluation", () => {
     const losses: number[] = [];
     for (const capacityFactor of [0.3, null]) {
       // A step that changes nothing to speak of: both runs evaluate the same model.
-      const input = tinyRun(folder, "moe", { data, numSteps: 1, moe: { capacityFactor }, optimizer: { learningRate: 1e-30, weightDecay: 0 } });
+      const input = tinyRun(folder, "moe", {
+        data,
+        numSteps: 1,
+        moe: { capacityFactor },
+        optimizer: { learningRate: 1e-30, weightDecay: 0 },
+      });
       const { evaluations } = await run(input, `capacity-${capacityFactor}`);
       expect(evaluations["b"]).toEqual(evaluations["a"]);
       losses.push(evaluations["a"]?.loss ?? 0);
@@ -170,22 +204,36 @@ describe("an evaluation", () => {
 });
 
 describe("a run folder", () => {
-  const input = (changes: Partial<RunConfigInput> = {}): RunConfigInput => tinyRun(folder, "dense", { checkpoint: { intervalSteps: 2, keep: 2 }, ...changes });
+  const input = (changes: Partial<RunConfigInput> = {}): RunConfigInput =>
+    tinyRun(folder, "dense", { checkpoint: { intervalSteps: 2, keep: 2 }, ...changes });
 
   test("keeps the newest checkpoints, complete metrics and the whole configuration", async () => {
     const events: string[] = [];
     const { folder: last } = await run(input({ numSteps: 9 }), "run", false, ({ type }) => events.push(type));
     expect(readdirSync(join(folder, "run", "checkpoints"))).toEqual(["step-00000008", "step-00000009"]);
     expect(events.filter((type) => type === "checkpoint")).toHaveLength(5);
-    expect(readdirSync(last).sort()).toEqual(
-      ["config.json", "generation_config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "tokenizer_config.json"],
-    );
-    const lines = readFileSync(join(folder, "run", "metrics.jsonl"), "utf8").trim().split("\n").map((line) => JSON.parse(line) as StepMetrics);
+    expect(readdirSync(last).sort()).toEqual([
+      "config.json",
+      "generation_config.json",
+      "manifest.json",
+      "model.safetensors",
+      "optimizer.safetensors",
+      "state.json",
+      "tokenizer.json",
+      "tokenizer_config.json",
+    ]);
+    const lines = readFileSync(join(folder, "run", "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line) as StepMetrics);
     expect(lines.map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9]);
     for (const line of lines) {
-      for (const key of ["loss", "learningRate", "gradNorm", "tokens", "seconds", "tokensPerSecond", "mfu", "peakBytes"] as const) expect(line[key], key).toBeGreaterThan(0);
+      for (const key of ["loss", "learningRate", "gradNorm", "tokens", "seconds", "tokensPerSecond", "mfu", "peakBytes"] as const)
+        expect(line[key], key).toBeGreaterThan(0);
     }
-    expect(parseRunConfig(JSON.parse(readFileSync(join(folder, "run", "config.json"), "utf8")))).toEqual(parseRunConfig(input({ numSteps: 9 })));
+    expect(parseRunConfig(JSON.parse(readFileSync(join(folder, "run", "config.json"), "utf8")))).toEqual(
+      parseRunConfig(input({ numSteps: 9 })),
+    );
   });
   test("is not taken over by a new run, and a finished one resumes to what it was", async () => {
     const { folder: last } = await run(input());
@@ -256,8 +304,16 @@ describe("what cannot be trained on", () => {
     ["an empty text", () => withText(""), /other\.txt: expected some text, got an empty file/],
     ["white space", () => withText("\n \n"), /other\.txt: expected some text, got no tokens at all/],
     ["a missing text", () => withText(null), /other\.txt: expected .* got no such file/],
-    ["a sequence longer than the model's", () => ({ ...withText(madeUpText(99)), data: { ...tinyRun(folder, "dense").data, sequenceLength: 65 } }), /data\.sequenceLength 65 exceeds the model's max_position_embeddings 64/],
-    ["a missing model", () => ({ ...withText(madeUpText(99)), newTokenizer: undefined, model: { from: join(folder, "nothing") } }), /nothing: expected .*config\.json/],
+    [
+      "a sequence longer than the model's",
+      () => ({ ...withText(madeUpText(99)), data: { ...tinyRun(folder, "dense").data, sequenceLength: 65 } }),
+      /data\.sequenceLength 65 exceeds the model's max_position_embeddings 64/,
+    ],
+    [
+      "a missing model",
+      () => ({ ...withText(madeUpText(99)), newTokenizer: undefined, model: { from: join(folder, "nothing") } }),
+      /nothing: expected .*config\.json/,
+    ],
     ["a missing tokenizer", () => ({ ...withText(madeUpText(99)), newTokenizer: undefined }), /needs a tokenizer/],
   ])("is refused by name: %s", async (_, make, message) => {
     const { newTokenizer, ...rest } = make();
@@ -268,13 +324,17 @@ describe("what cannot be trained on", () => {
     const { newTokenizer: _, ...rest } = tinyRun(folder, "dense");
     const { folder: trained } = await run(tinyRun(folder, "dense", { numSteps: 1 }), "first");
     const model = { config: { ...tinyModel("dense"), vocab_size: 280 } };
-    await expect(run({ ...rest, model, tokenizer: trained })).rejects.toThrow(/step-00000001: the tokenizer has \d+ ids, the model's embedding 280 rows/);
+    await expect(run({ ...rest, model, tokenizer: trained })).rejects.toThrow(
+      /step-00000001: the tokenizer has \d+ ids, the model's embedding 280 rows/,
+    );
   });
   test("stops while the text is read when asked to, and leaves no file", async () => {
     const controller = new AbortController();
     controller.abort();
     const config = parseRunConfig(tinyRun(folder, "dense"));
-    await expect(train({ engine, config, runFolder: join(folder, "run"), signal: controller.signal })).rejects.toThrow(/stopped while reading the text/);
+    await expect(train({ engine, config, runFolder: join(folder, "run"), signal: controller.signal })).rejects.toThrow(
+      /stopped while reading the text/,
+    );
     expect(existsSync(join(folder, "run", "tokens", "train.tokens"))).toBe(false);
   });
 });

@@ -18,7 +18,10 @@ afterAll(() => {
 test("a recipe trains on a text, says what MFU is, and prints one object with --json", async () => {
   const text = join(folder, "recipe.txt");
   writeFileSync(text, madeUpText(1000));
-  const settings = ["numSteps=2", "schedule.warmupSteps=1", "batchSequences=2", "evaluation.maxSequences=2"].flatMap((setting) => ["--set", setting]);
+  const settings = ["numSteps=2", "schedule.warmupSteps=1", "batchSequences=2", "evaluation.maxSequences=2"].flatMap((setting) => [
+    "--set",
+    setting,
+  ]);
   const out = join(folder, "recipe");
   const { code, stdout, stderr } = await runTrain(["tiny-moe", "--text", text, "--validation", text, "--out", out, "--json", ...settings]);
   expect(code, stderr).toBe(0);
@@ -30,7 +33,12 @@ test("a recipe trains on a text, says what MFU is, and prints one object with --
 
 test.each([
   ["an unknown recipe", () => ["tiny-dens"], 2, /no recipe or file "tiny-dens" \(did you mean "tiny-dense"\?\); recipes: /],
-  ["a missing file", () => [join(folder, "none.json")], 1, /none\.json: expected a JSON configuration or the folder of a run, got no such file/],
+  [
+    "a missing file",
+    () => [join(folder, "none.json")],
+    1,
+    /none\.json: expected a JSON configuration or the folder of a run, got no such file/,
+  ],
   ["a file that is not JSON", () => [join(folder, "text.txt")], 1, /text\.txt: expected a JSON configuration/],
   ["an unknown key in --set", () => [config, "--set", "numStep=2"], 1, /run\.json: unknown key "numStep" \(did you mean "numSteps"\?\)/],
   ["--set without a value", () => [config, "--set", "numSteps"], 2, /--set numSteps: expected key=value/],

@@ -54,7 +54,7 @@ export function tinyRun(folder: string, kind: "dense" | "moe", changes: Partial<
 
 export interface Finished {
   readonly code: number | null;
-  readonly signal: NodeJS.Signals | null;
+  readonly signal: string | null;
   readonly stdout: string;
   readonly stderr: string;
 }

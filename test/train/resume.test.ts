@@ -68,7 +68,10 @@ describe.each([
     }
     expect(kills).toBeGreaterThanOrEqual(minKills);
     expect(trainedBytes(checkpointOf(out, numSteps))).toEqual(trainedBytes(checkpointOf(reference, numSteps)));
-    const steps = readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n").map((line) => (JSON.parse(line) as { step: number }).step);
+    const steps = readFileSync(join(out, "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => (JSON.parse(line) as { step: number }).step);
     expect(steps).toEqual(Array.from({ length: numSteps }, (_, i) => i + 1));
   });
 
@@ -151,7 +154,8 @@ test("a loss that is not finite ends the run with exit 1, names step and paramet
   const out = join(folder, "diverged");
   const { code, stderr } = await runTrain([config, "--out", out]);
   expect(code, stderr).toBe(1);
-  const [, step = ""] = /moe: step (\d+): the (?:loss|gradient norm) is (?:NaN|-?Infinity) \(first in the (?:gradient|weights) of [\w.]+\)/.exec(stderr) ?? [];
+  const [, step = ""] =
+    /moe: step (\d+): the (?:loss|gradient norm) is (?:NaN|-?Infinity) \(first in the (?:gradient|weights) of [\w.]+\)/.exec(stderr) ?? [];
   const newest = listCheckpoints(out).at(-1) ?? "";
   expect(readCheckpointState(newest).training.step).toBe(Number(step) - 1);
   expect(existsSync(join(newest, "model.safetensors"))).toBe(true);

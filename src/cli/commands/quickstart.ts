@@ -19,7 +19,9 @@ export function addQuickstart(program: Command): void {
     .command("quickstart")
     .description("the whole loop on a small real text: dense training, upcycling, MoE training, comparison, samples")
     .option("--out <folder>", "run folder (default: runs/quickstart-<time>)")
-    .addOption(new Option("--size <size>", "full: one to three minutes on two cores; smoke: seconds").choices(["full", "smoke"]).default("full"))
+    .addOption(
+      new Option("--size <size>", "full: one to three minutes on two cores; smoke: seconds").choices(["full", "smoke"]).default("full"),
+    )
     .option("--seed <n>", "seed of weights and data order", wholeNumber(0), 1)
     .option("--json", "print one JSON object")
     .action(run);
@@ -72,10 +74,34 @@ function describe(s: QuickstartSummary): string {
   const { steps, tokensPerStep } = s;
   const rows = [
     ["model", "parameters", "active", "trained on", "validation loss"],
-    ["dense", formatCount(s.denseNumParams), formatCount(s.denseNumParams), `${formatCount(steps.dense * tokensPerStep)} tokens`, loss(s.denseValLoss, s.denseValLossError)],
-    ["MoE, 8 experts top-2", formatCount(s.numParams), formatCount(s.numActiveParams), `+ ${formatCount(steps.moe * tokensPerStep)} tokens`, loss(s.moeValLoss, s.moeValLossError)],
-    ["dense, equal tokens", formatCount(s.denseNumParams), formatCount(s.denseNumParams), `+ ${formatCount(steps.moe * tokensPerStep)} tokens`, loss(s.denseLongerValLoss, s.denseLongerValLossError)],
-    ["dense, equal FLOPs", formatCount(s.denseNumParams), formatCount(s.denseNumParams), `+ ${formatCount(steps.denseEqualFlops * tokensPerStep)} tokens`, loss(s.denseEqualFlopsValLoss, s.denseEqualFlopsValLossError)],
+    [
+      "dense",
+      formatCount(s.denseNumParams),
+      formatCount(s.denseNumParams),
+      `${formatCount(steps.dense * tokensPerStep)} tokens`,
+      loss(s.denseValLoss, s.denseValLossError),
+    ],
+    [
+      "MoE, 8 experts top-2",
+      formatCount(s.numParams),
+      formatCount(s.numActiveParams),
+      `+ ${formatCount(steps.moe * tokensPerStep)} tokens`,
+      loss(s.moeValLoss, s.moeValLossError),
+    ],
+    [
+      "dense, equal tokens",
+      formatCount(s.denseNumParams),
+      formatCount(s.denseNumParams),
+      `+ ${formatCount(steps.moe * tokensPerStep)} tokens`,
+      loss(s.denseLongerValLoss, s.denseLongerValLossError),
+    ],
+    [
+      "dense, equal FLOPs",
+      formatCount(s.denseNumParams),
+      formatCount(s.denseNumParams),
+      `+ ${formatCount(steps.denseEqualFlops * tokensPerStep)} tokens`,
+      loss(s.denseEqualFlopsValLoss, s.denseEqualFlopsValLossError),
+    ],
   ];
   const loads = s.expertLoad.map(({ layer, load }) => [`layer ${layer}`, ...load.map((x) => `${(100 * x).toFixed(0)}%`)]);
   const samples = s.samples.map(({ model, text }) => `[${model}] The people of the United States${text}`);

@@ -51,8 +51,12 @@ async function run(source: string, flags: TrainFlags): Promise<void> {
     const result = await train({ engine, config, runFolder, resume, signal: controller.signal, onEvent: (event) => reporter.on(event) });
     reporter.stop();
     const { state, evaluations, folder, stopped } = result;
-    const losses = Object.entries(evaluations).map(([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`);
-    const head = stopped ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume` : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
+    const losses = Object.entries(evaluations).map(
+      ([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`,
+    );
+    const head = stopped
+      ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume`
+      : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
     output.result({ runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations }, [head, ...losses, folder].join("\n"));
   } finally {
     reporter.stop();
@@ -123,11 +127,16 @@ export class Reporter {
       case "step": {
         const { step, loss, tokensPerSecond, mfu } = event.metrics;
         const utilization = mfu === null ? "" : `, MFU ${(100 * mfu).toFixed(0)}%`;
-        this.#progress?.update(step, `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left`);
+        this.#progress?.update(
+          step,
+          `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left`,
+        );
         break;
       }
       case "evaluation":
-        this.#output.log(`\nstep ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`);
+        this.#output.log(
+          `\nstep ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`,
+        );
         break;
       case "checkpoint":
         this.#output.log(`saved ${event.folder}`);
