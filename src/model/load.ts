@@ -53,7 +53,8 @@ export function loadParameters(
     for (const spec of specs) {
       const pieces = huggingFacePieces(spec, source.layout);
       const tensor = (maps === null ? null : mappedTensor(maps, source, spec, pieces)) ?? copiedTensor(engine, source, spec, pieces);
-      parameters.set(spec.name, asParameter(tensor, spec.name));
+      asParameter(tensor, spec.name).requiresGrad = !mapped;
+      parameters.set(spec.name, tensor);
     }
   } catch (error) {
     for (const tensor of parameters.values()) tensor.dispose();
