@@ -15,6 +15,7 @@
 export type { Backend, BackendName } from "../backend/backend.ts";
 export { diagnose, type DoctorReport } from "../backend/doctor.ts";
 export { chooseEngine, describeEngine, loadBackend, type BackendOptions } from "../backend/load.ts";
+export { pullModel } from "../checkpoint/hub.ts";
 export { copyTokenizer, loadTokenizer, writeTokenizerFiles } from "../checkpoint/tokenizer.ts";
 export { flopsPerToken, kvBytesPerToken, numActiveParams, numParams } from "../config/model-counts.ts";
 export { fromHuggingFaceConfig, toHuggingFaceConfig } from "../config/model-huggingface.ts";
@@ -26,9 +27,11 @@ export { generateIds, generateText, sampleToken, type GenerateOptions, type Gene
 export {
   batchOfDocuments,
   Decoder,
+  exportModel,
   inspectModel,
   KvCache,
   loadModel,
+  openModelSource,
   saveModel,
   type Batch,
   type LoadOptions,
