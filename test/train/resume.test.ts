@@ -118,7 +118,9 @@ describe("a disk without room", () => {
 
   const mounted = mountTinyDisk();
   afterAll(() => {
-    if (mounted !== null) execFileSync("umount", [mounted]);
+    if (mounted === null) return;
+    execFileSync("umount", [mounted]);
+    rmSync(mounted, { recursive: true });
   });
   test.skipIf(mounted === null)("is named as such when the file system is full", async () => {
     const run = await halfRun(join(mounted ?? "", "run"));
