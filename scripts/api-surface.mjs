@@ -12,13 +12,20 @@ const snapshot = join(rootDir, "test", "golden", "api-surface.txt");
 /** Modules re-exported from a declaration file, followed through index files. */
 function modulesOf(path) {
   const text = readFileSync(path, "utf8");
-  const targets = [...text.matchAll(/^export .* from "(\.[^"]+)";$/gm)].map(([, target]) => join(dirname(path), target.replace(/\.(ts|js)$/, ".d.ts")));
+  const targets = [...text.matchAll(/^export .* from "(\.[^"]+)";$/gm)].map(([, target]) =>
+    join(dirname(path), target.replace(/\.(ts|js)$/, ".d.ts")),
+  );
   return targets.flatMap((target) => (target.endsWith("index.d.ts") ? modulesOf(target) : [target]));
 }
 
 function surface() {
   const entry = join(rootDir, "dist", "api", "index.d.ts");
-  const withoutComments = (path) => readFileSync(path, "utf8").replaceAll(/\/\*\*[\s\S]*?\*\//g, "").replaceAll(/\/\/# sourceMappingURL.*/g, "").replaceAll(/\n\s*\n/g, "\n").trim();
+  const withoutComments = (path) =>
+    readFileSync(path, "utf8")
+      .replaceAll(/\/\*\*[\s\S]*?\*\//g, "")
+      .replaceAll(/\/\/# sourceMappingURL.*/g, "")
+      .replaceAll(/\n\s*\n/g, "\n")
+      .trim();
   const modules = [...new Set(modulesOf(entry))].sort();
   return [entry, ...modules].map((path) => `// ${relative(join(rootDir, "dist"), path)}\n${withoutComments(path)}\n`).join("\n");
 }

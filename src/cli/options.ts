@@ -16,7 +16,8 @@ export function wholeNumber(minimum: number): (text: string) => number {
 export function decimal(minimum: number): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (!Number.isFinite(value) || value < minimum || text.trim() === "") throw new InvalidArgumentError(`expected a number of at least ${minimum}.`);
+    if (!Number.isFinite(value) || value < minimum || text.trim() === "")
+      throw new InvalidArgumentError(`expected a number of at least ${minimum}.`);
     return value;
   };
 }

@@ -15,7 +15,11 @@ export class Output {
   readonly #out: NodeJS.WritableStream;
   readonly #log: NodeJS.WriteStream;
 
-  constructor({ json = false, out = process.stdout, log = process.stderr }: { json?: boolean; out?: NodeJS.WritableStream; log?: NodeJS.WriteStream } = {}) {
+  constructor({
+    json = false,
+    out = process.stdout,
+    log = process.stderr,
+  }: { json?: boolean; out?: NodeJS.WritableStream; log?: NodeJS.WriteStream } = {}) {
     this.json = json;
     this.#out = out;
     this.#log = log;
@@ -64,7 +68,12 @@ export class Output {
 
 /** `1234567` as `1.23 M`. */
 export function formatCount(n: number): string {
-  for (const [unit, size] of [["T", 1e12], ["B", 1e9], ["M", 1e6], ["k", 1e3]] as const) {
+  for (const [unit, size] of [
+    ["T", 1e12],
+    ["B", 1e9],
+    ["M", 1e6],
+    ["k", 1e3],
+  ] as const) {
     if (n >= size) return `${(n / size).toPrecision(3)} ${unit}`;
   }
   return String(n);
@@ -72,7 +81,12 @@ export function formatCount(n: number): string {
 
 /** Bytes in binary units: `1.5 GiB`. */
 export function formatBytes(bytes: number): string {
-  for (const [unit, size] of [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]] as const) {
+  for (const [unit, size] of [
+    ["TiB", 2 ** 40],
+    ["GiB", 2 ** 30],
+    ["MiB", 2 ** 20],
+    ["KiB", 2 ** 10],
+  ] as const) {
     if (bytes >= size) return `${(bytes / size).toPrecision(3)} ${unit}`;
   }
   return `${bytes} B`;
@@ -81,5 +95,12 @@ export function formatBytes(bytes: number): string {
 /** Columns aligned by padding; numbers are the caller's to format. */
 export function formatTable(rows: readonly (readonly string[])[]): string {
   const widths = (rows[0] ?? []).map((_, column) => Math.max(...rows.map((row) => (row[column] ?? "").length)));
-  return rows.map((row) => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("  ").trimEnd()).join("\n");
+  return rows
+    .map((row) =>
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join("  ")
+        .trimEnd(),
+    )
+    .join("\n");
 }

@@ -37,7 +37,9 @@ export async function runCommand(args: readonly string[]): Promise<0 | 1 | 2> {
       process.stderr.write(`moe: ${error.message}\n`);
       return error.exitCode;
     }
-    process.stderr.write(`moe: internal error, please report it\n${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`);
+    process.stderr.write(
+      `moe: internal error, please report it\n${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
+    );
     return 1;
   }
 }

@@ -15,7 +15,11 @@ afterAll(() => {
 
 function moe(args: readonly string[], engine: string): string {
   const env = { ...process.env, ...(engine === "" ? {} : { MOE_ENGINE: engine }) };
-  return execFileSync(process.execPath, [join(root, "src", "cli", "main.ts"), ...args], { encoding: "utf8", env, stdio: ["ignore", "pipe", "pipe"] });
+  return execFileSync(process.execPath, [join(root, "src", "cli", "main.ts"), ...args], {
+    encoding: "utf8",
+    env,
+    stdio: ["ignore", "pipe", "pipe"],
+  });
 }
 
 describe.each([
@@ -43,9 +47,13 @@ describe.each([
     const upcycled = join(out, "upcycled");
     const report = JSON.parse(moe(["inspect", upcycled, "--json"], engine)) as { architecture: string; numParams: number };
     expect(report.architecture).toBe("skywork_moe");
-    const text = JSON.parse(moe(["generate", upcycled, "--prompt", "The people", "--max-tokens", "4", "--json"], engine)) as { ids: number[] };
+    const text = JSON.parse(moe(["generate", upcycled, "--prompt", "The people", "--max-tokens", "4", "--json"], engine)) as {
+      ids: number[];
+    };
     expect(text.ids).toHaveLength(4);
-    const lines = readFileSync(join(out, "moe", "metrics.jsonl"), "utf8").trim().split("\n");
+    const lines = readFileSync(join(out, "moe", "metrics.jsonl"), "utf8")
+      .trim()
+      .split("\n");
     expect(lines.filter((line) => line.includes('"type":"step"'))).toHaveLength(4);
     expect(existsSync(join(upcycled, "upcycle-receipt.json"))).toBe(true);
   });

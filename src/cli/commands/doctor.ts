@@ -19,8 +19,12 @@ export function addDoctor(program: Command): void {
 }
 
 function cell(key: string, value: unknown): string {
-  if (Array.isArray(value)) return value.length === 0 ? "none" : value.map((item) => (typeof item === "string" ? item : JSON.stringify(item))).join(", ");
+  if (Array.isArray(value))
+    return value.length === 0 ? "none" : value.map((item) => (typeof item === "string" ? item : JSON.stringify(item))).join(", ");
   if (typeof value === "number" && key.endsWith("Bytes")) return formatBytes(value);
-  if (typeof value === "object" && value !== null) return Object.entries(value).map(([k, v]) => `${k} ${cell(k, v)}`).join(", ");
+  if (typeof value === "object" && value !== null)
+    return Object.entries(value)
+      .map(([k, v]) => `${k} ${cell(k, v)}`)
+      .join(", ");
   return value === null || value === undefined ? "none" : String(value);
 }
