@@ -26,7 +26,7 @@ function surface() {
       .replaceAll(/\/\/# sourceMappingURL.*/g, "")
       .replaceAll(/\n\s*\n/g, "\n")
       .trim();
-  const modules = [...new Set(modulesOf(entry))].sort();
+  const modules = [...new Set(modulesOf(entry))].toSorted((a, b) => a.localeCompare(b, "en"));
   return [entry, ...modules].map((path) => `// ${relative(join(rootDir, "dist"), path)}\n${withoutComments(path)}\n`).join("\n");
 }
 
