@@ -28,8 +28,8 @@ enum {
   STRIP = 48,                       /* columns packed and written at a time; a multiple of every tile width */
   CHUNKS_A_THREAD = 8,              /* so that none waits long for the last; half as many where they divide evenly */
   GEMV_CHUNKS = 64,                 /* at least, where there are columns enough */
-  SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or with this many columns to share the cost, */
-  OWN_PANEL_COLUMNS = 256,          /* forward chunks pack their own panels */
+  SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or where no more blocks would use them (they go through far memory), */
+  OWN_PANEL_BLOCKS = 3,             /* forward chunks pack their own panels */
   GEMV_CHUNK_BYTES = 1 << 20,
   ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
 };
@@ -121,7 +121,7 @@ static void plan_packs(gemm_plan *plan) {
   if (job->kind != GEMM_FORWARD) return;
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     floats += (size_t)(round_up(plan->groups[i].rows, VL) * round_up(job->K, VL));
-    if (!plan->groups[i].gemv && plan->groups[i].sizeJ < OWN_PANEL_COLUMNS) amortized = 0;
+    if (!plan->groups[i].gemv && plan->groups[i].blocksJ > OWN_PANEL_BLOCKS) amortized = 0;
   }
   const int all = !amortized && floats * sizeof(float) <= SHARED_PANEL_BYTES;
   float *next = moe_scratch(plan->ctx, 1, (all ? floats : (size_t)(plan->count * GEMV_ROWS * round_up(job->K, VL))) * sizeof(float));
