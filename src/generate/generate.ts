@@ -74,7 +74,8 @@ function lastLogits(model: Decoder, cache: KvCache, ids: readonly number[]): Flo
 }
 
 /**
- * Text after a prompt. `onText` gets each piece as it becomes certain (a piece that may begin a stop string is held back).
+ * Text after a prompt. `onText` gets each piece as it becomes certain (one that may begin a stop string is held back).
+ * Throws as `generateIds` does.
  *
  * ```ts
  * const { text } = generateText(model, tokenizer, "Once upon a time", { maxTokens: 50, temperature: 0.8, seed: 1 });
@@ -124,7 +125,6 @@ export function generateText(
 class StoppedText {
   readonly #stop: readonly string[];
   readonly #onText: ((text: string) => void) | undefined;
-  readonly #holdBack: number;
   #sent = 0;
   text = "";
   stopped = false;
@@ -132,19 +132,30 @@ class StoppedText {
   constructor(stop: readonly string[], onText: ((text: string) => void) | undefined) {
     this.#stop = stop.filter((s) => s !== "");
     this.#onText = onText;
-    this.#holdBack = Math.max(0, ...this.#stop.map((s) => s.length - 1));
   }
   /** Adds text; true when a stop string is complete. */
   push(piece: string): boolean {
     this.text += piece;
-    const found = this.#stop.map((s) => this.text.indexOf(s)).filter((at) => at >= 0);
+    // What was sent cannot begin a stop string.
+    const found = this.#stop.map((s) => this.text.indexOf(s, this.#sent)).filter((at) => at >= 0);
     if (found.length > 0) {
       this.text = this.text.slice(0, Math.min(...found));
       this.stopped = true;
       return true;
     }
-    this.#send(this.text.length - this.#holdBack);
+    this.#send(this.text.length - this.#undecided());
     return false;
+  }
+  /** Length of the longest end of the text that begins a stop string. */
+  #undecided(): number {
+    const limit = this.text.length - this.#sent;
+    let longest = 0;
+    for (const stop of this.#stop) {
+      for (let length = Math.min(stop.length - 1, limit); length > longest; length--) {
+        if (this.text.endsWith(stop.slice(0, length))) longest = length;
+      }
+    }
+    return longest;
   }
   end(): void {
     this.#send(this.text.length);

@@ -53,6 +53,34 @@ describe("sampler", () => {
       ),
     );
   });
+  test("keeps the top k in the order of a plain sort: ties to the lower id, -0 like 0, never -infinity", () => {
+    const value = fc.constantFrom(-3, -0.5, -0, 0, 1e-40, 0.5, 0.5000001, 2, Number.NEGATIVE_INFINITY);
+    fc.assert(
+      fc.property(
+        fc.array(value, { minLength: 1, maxLength: 30 }),
+        fc.integer({ min: 1, max: 5 }),
+        fc.integer({ min: 0 }),
+        (row, topK, seed) => {
+          fc.pre(row.some(Number.isFinite));
+          const ids = [...row.keys()].filter((id) => Number.isFinite(row[id]));
+          const float = Float32Array.from(row);
+          const allowed = ids.sort((a, b) => (float[b] ?? 0) - (float[a] ?? 0) || a - b).slice(0, topK);
+          const random = new Random(seed);
+          const drawn = Array.from({ length: 40 }, () => sampleToken(float, { ...greedy, temperature: 5, topK }, random));
+          expect(allowed).toEqual(expect.arrayContaining(drawn));
+          expect(sampleToken(float, { ...greedy, temperature: 5, topK: 1 }, random)).toBe(allowed[0]);
+        },
+      ),
+    );
+  });
+  test("says so when the logits are not numbers, greedy or not, and looks past a single NaN", () => {
+    for (const temperature of [0, 1]) {
+      for (const row of [[Number.NaN, Number.NaN], [1, Number.POSITIVE_INFINITY], [Number.NEGATIVE_INFINITY]]) {
+        expect(() => sampleToken(Float32Array.from(row), { ...greedy, temperature }, new Random(1))).toThrow(/expected finite logits/);
+      }
+    }
+    expect(sampleToken(Float32Array.from([Number.NaN, 1, 2]), greedy, new Random(1))).toBe(2);
+  });
   test("refuses values that make no sense", () => {
     expect(() => checkSamplingOptions({ ...greedy, topP: 0 })).toThrow(/top-p: expected a number above 0/);
     expect(() => checkSamplingOptions({ ...greedy, temperature: Number.NaN })).toThrow(/temperature/);
