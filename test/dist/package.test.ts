@@ -34,6 +34,16 @@ describe("the package", () => {
     expect(bytes).toBeLessThan(400e6);
   });
 
+  test("has a lock file that names every platform's packages, or npm ci refuses it on another", () => {
+    const { packages } = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")) as {
+      packages: Record<string, { version?: string; optionalDependencies?: Record<string, string> }>;
+    };
+    const optional = Object.values(packages).flatMap((entry) => Object.keys(entry.optionalDependencies ?? {}));
+    expect(optional.length).toBeGreaterThan(0);
+    const locked = new Set(Object.keys(packages).map((path) => path.replace(/^.*node_modules\//, "")));
+    expect(optional.filter((name) => !locked.has(name))).toEqual([]);
+  });
+
   test.skipIf(!registry)(
     `installs in an empty folder and runs the example${registry ? "" : " (skipped: the package registry is not reachable)"}`,
     { timeout: 300_000 },
