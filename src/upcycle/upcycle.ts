@@ -7,7 +7,8 @@
  * with a receipt (`upcycle-receipt.json`) that says where every tensor came from.
  */
 import { createHash } from "node:crypto";
-import { join } from "node:path";
+import { existsSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { fromFloat32 } from "../checkpoint/dtypes.ts";
 import { createModelWeights, type TensorDeclaration } from "../checkpoint/safetensors-writer.ts";
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
@@ -15,7 +16,7 @@ import { numActiveParams, numParams } from "../config/model-counts.ts";
 import { checkModelConfig, type ModelConfig } from "../config/model.ts";
 import { huggingFacePieces, openModelSource, parameterSpecs, type ModelSource, type ParameterSpec, type Piece } from "../model/index.ts";
 import { MoeError } from "../util/errors.ts";
-import { writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
+import { removeTemporaries, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
 import { Random } from "../util/random.ts";
 
 /** Families that an upcycled model can be written as. */
@@ -91,7 +92,8 @@ const chunkElements = 1 << 20;
 
 /**
  * Writes the upcycled model of `densePath` (a folder with safetensors, or a GGUF file) into `outFolder`, which must not exist.
- * `copyTokenizer` is called with the unfinished folder. Throws `file`, `configuration`, `resource`.
+ * `copyTokenizer` is called with the unfinished folder. Throws `usage` where `outFolder` exists, `file`, `configuration`,
+ * `resource`.
  */
 export function upcycle(
   densePath: string,
@@ -99,6 +101,7 @@ export function upcycle(
   options: UpcycleOptions,
   copyTokenizer: (folder: string) => void = () => undefined,
 ): UpcycleReceipt {
+  if (existsSync(outFolder)) throw new MoeError("usage", `upcycle: ${outFolder}: expected a folder that does not exist yet`);
   using source = openModelSource(densePath);
   const config = upcycledConfig(source.config, options);
   const complete: Required<UpcycleOptions> = {
@@ -111,6 +114,8 @@ export function upcycle(
     seed: options.seed ?? 1,
     dtype: options.dtype ?? (source.storedAs === "BF16" ? "bf16" : "f32"),
   };
+  // Gigabytes that a killed process left under way to this name.
+  if (existsSync(dirname(outFolder))) removeTemporaries(dirname(outFolder), basename(outFolder));
   return writeDirectoryAtomically(outFolder, (folder) => {
     const tensors = writeWeights(source, config, complete, folder);
     const receipt: UpcycleReceipt = {

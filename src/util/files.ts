@@ -131,8 +131,8 @@ export function temporaryName(target: string): string {
 export function removeTemporaries(directory: string, name?: string): number {
   let count = 0;
   for (const entry of fs.readdirSync(directory)) {
-    if (!/^\..+\.\d+-[0-9a-f]{8}\.tmp$/.test(entry)) continue;
-    if (name !== undefined && !entry.startsWith(`.${name}.`)) continue;
+    const [, target] = /^\.(.+)\.\d+-[0-9a-f]{8}\.tmp$/.exec(entry) ?? [];
+    if (target === undefined || (name !== undefined && target !== name)) continue;
     fs.rmSync(path.join(directory, entry), { recursive: true, force: true });
     count++;
   }

@@ -1,10 +1,8 @@
 /** `moe upcycle`: a dense checkpoint becomes a MoE checkpoint. */
-import { existsSync } from "node:fs";
 import { Option, type Command } from "commander";
 import { loadModel } from "../../model/index.ts";
 import { copyTokenizer, loadTokenizer } from "../../checkpoint/tokenizer.ts";
 import { upcycle, upcycleGap, upcycleTargets, type UpcycleTarget } from "../../upcycle/index.ts";
-import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
 import { formatCount, Output } from "../output.ts";
 import { openEngine } from "../session.ts";
@@ -50,7 +48,6 @@ export function addUpcycle(program: Command): void {
 const probe = "The expert knows more and more about less and less until, at last, it knows everything about nothing. 专家 12345";
 
 async function run(dense: string, out: string, flags: UpcycleFlags): Promise<void> {
-  if (existsSync(out)) throw new MoeError("usage", `${out}: expected a folder that does not exist yet`);
   const output = new Output({ json: flags.json === true });
   const tokenizer = await loadTokenizer(dense);
   const { experts: numExperts, topK, target, routerStd, every: layerInterval, seed, dtype } = flags;
