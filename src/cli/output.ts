@@ -14,6 +14,8 @@ export class Output {
   readonly json: boolean;
   readonly #out: NodeJS.WritableStream;
   readonly #log: NodeJS.WriteStream;
+  /** Bars under way on the terminal: their line has no end yet. */
+  readonly #bars = new Set<SingleBar>();
 
   constructor({
     json = false,
@@ -33,24 +35,26 @@ export class Output {
   stream(text: string): void {
     if (!this.json) this.#out.write(text);
   }
-  /** A line for the person who watches. */
+  /** A line for the person who watches; below a bar, which goes on under it. */
   log(line: string): void {
-    this.#log.write(`${line}\n`);
+    this.#log.write(`${this.#bars.size > 0 ? "\n" : ""}${line}\n`);
   }
   /** A bar on a terminal; a line now and then otherwise. */
   progress(label: string, total: number): Progress {
     if (this.#log.isTTY) {
       const bar = new SingleBar(
-        { format: `${label} {bar} {value}/{total} {note}`, stream: this.#log, hideCursor: true, clearOnComplete: false },
+        // The cursor stays: a process that is killed could not bring it back.
+        { format: `${label} {bar} {value}/{total} {note}`, stream: this.#log, hideCursor: false, clearOnComplete: false },
         Presets.shades_classic,
       );
       bar.start(total, 0, { note: "" });
+      this.#bars.add(bar);
       return {
         update: (done, note = "") => {
           bar.update(done, { note });
         },
         stop: () => {
-          bar.stop();
+          if (this.#bars.delete(bar)) bar.stop();
         },
       };
     }
@@ -66,6 +70,11 @@ export class Output {
   }
 }
 
+/** Three significant digits, and all of those before the point: `toPrecision` would write 1020 as `1.02e+3`. */
+function threeDigits(x: number): string {
+  return x < 999.5 ? x.toPrecision(3) : x.toFixed(0);
+}
+
 /** `1234567` as `1.23 M`. */
 export function formatCount(n: number): string {
   for (const [unit, size] of [
@@ -74,12 +83,12 @@ export function formatCount(n: number): string {
     ["M", 1e6],
     ["k", 1e3],
   ] as const) {
-    if (n >= size) return `${(n / size).toPrecision(3)} ${unit}`;
+    if (n >= size) return `${threeDigits(n / size)} ${unit}`;
   }
   return String(n);
 }
 
-/** Bytes in binary units: `1.5 GiB`. */
+/** Bytes in binary units: `1.50 GiB`. */
 export function formatBytes(bytes: number): string {
   for (const [unit, size] of [
     ["TiB", 2 ** 40],
@@ -87,7 +96,7 @@ export function formatBytes(bytes: number): string {
     ["MiB", 2 ** 20],
     ["KiB", 2 ** 10],
   ] as const) {
-    if (bytes >= size) return `${(bytes / size).toPrecision(3)} ${unit}`;
+    if (bytes >= size) return `${threeDigits(bytes / size)} ${unit}`;
   }
   return `${bytes} B`;
 }

@@ -41,6 +41,7 @@ export interface StepMetrics {
   /** Loss-bearing tokens of the step. */
   readonly tokens: number;
   readonly seconds: number;
+  /** Tokens of the batch, whether they bear loss or not, a second. */
   readonly tokensPerSecond: number;
   /** Model FLOPs (forward and backward, `flopsPerToken`) a second over `peakFlops`, or null where no peak is known. */
   readonly mfu: number | null;

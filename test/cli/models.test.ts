@@ -2,7 +2,7 @@
  * The commands that read and write models, as processes: exit codes, what goes to which stream, and the way of one small model
  * through all of them.
  */
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -97,6 +97,15 @@ describe("what is missing or broken exits with 1 and is named", () => {
     expect(existsSync(out)).toBe(false);
     expect(moe("upcycle", dense, dense)).toMatchObject({ status: 2, stderr: expect.stringContaining("does not exist yet") as unknown });
   });
+});
+
+test("a reader that goes away ends the command without a word", async () => {
+  const child = spawn(process.execPath, [main, "inspect", dense], { stdio: ["ignore", "pipe", "pipe"] });
+  let stderr = "";
+  child.stderr.on("data", (chunk: Buffer) => (stderr += chunk.toString()));
+  child.stdout.destroy();
+  const code = await new Promise((done) => child.on("close", done));
+  expect([code, stderr]).toEqual([1, ""]);
 });
 
 test("a model goes through export, upcycling and generation, and says the same at each stop", () => {

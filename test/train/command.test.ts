@@ -1,5 +1,5 @@
 /** `moe train` as people type it: names, settings, what it prints, and exit codes. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
@@ -60,4 +60,7 @@ test("the folder of a run is continued only when asked to", async () => {
   const named = await runTrain([out]);
   expect(named.code).toBe(2);
   expect(named.stderr).toMatch(/is the folder of a run: add --resume/);
+  const elsewhere = await runTrain([out, "--resume", "--out", join(folder, "never")]);
+  expect([elsewhere.code, existsSync(join(folder, "never"))]).toEqual([2, false]);
+  expect(elsewhere.stderr).toMatch(/is the folder of a run, which goes on where it is/);
 });

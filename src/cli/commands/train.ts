@@ -68,7 +68,11 @@ function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFol
   if (existsSync(join(source, "config.json")) && existsSync(join(source, "checkpoints"))) {
     if (flags.resume !== true) throw new MoeError("usage", `${source} is the folder of a run: add --resume to continue it`);
     refuseInputs(source, flags);
-    return { config: parseRunConfig(applySettings(readRunConfig(source), flags.set), source), runFolder: flags.out ?? source };
+    if (flags.out !== undefined) {
+      const instead = `--set model.from=<checkpoint> with ${join(source, "config.json")} starts another one from its weights`;
+      throw new MoeError("usage", `--out ${flags.out}: ${source} is the folder of a run, which goes on where it is; ${instead}`);
+    }
+    return { config: parseRunConfig(applySettings(readRunConfig(source), flags.set), source), runFolder: source };
   }
   const runFolder = flags.out ?? join("runs", basename(source, ".json"));
   if (isFileName(source)) {
@@ -135,7 +139,7 @@ export class Reporter {
       }
       case "evaluation":
         this.#output.log(
-          `\nstep ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`,
+          `step ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`,
         );
         break;
       case "checkpoint":
