@@ -31,6 +31,9 @@ export interface DocumentSource {
 /** Longest line (JSONL record) that is read, in characters. */
 const maxLineCharacters = 64 * 1024 * 1024;
 
+/** Longest document of a plain text, in characters: V8 has no strings above 2^29. */
+const maxTextCharacters = 500_000_000;
+
 /** The documents of a source in file order. Throws `file` errors for missing, empty or malformed input. */
 export async function* readDocuments(source: DocumentSource): AsyncGenerator<SourceDocument> {
   if (!existsSync(source.path)) throw fileError(source.path, "a text, JSONL or Parquet file", "no such file");
@@ -64,7 +67,13 @@ export function formatOfSource({ format, path }: DocumentSource): DocumentFormat
 async function* readText({ path, separator }: DocumentSource): AsyncGenerator<SourceDocument> {
   let text = "";
   if (separator === undefined) {
-    for await (const chunk of decoded(path)) text += chunk;
+    for await (const chunk of decoded(path)) {
+      if (text.length + chunk.length > maxTextCharacters) {
+        const remedy = 'a line that separates documents ("separator"), or several files';
+        throw fileError(path, `a text of at most ${maxTextCharacters} characters in one document, or ${remedy}`, "a longer one");
+      }
+      text += chunk;
+    }
     if (text.trim() !== "") yield { text };
     return;
   }

@@ -9,7 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { createReadStream, existsSync, mkdirSync } from "node:fs";
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { fileError, MoeError } from "../util/errors.ts";
 import { removeTemporaries, systemError } from "../util/files.ts";
@@ -60,7 +60,8 @@ export async function prepareTokens(path: string, sources: readonly DocumentSour
   }
   try {
     mkdirSync(dirname(path), { recursive: true });
-    removeTemporaries(dirname(path));
+    // Only those of this file: others in a shared folder may be under way.
+    removeTemporaries(dirname(path), basename(path));
     await writeTokens(path, sources, options, fingerprint);
   } catch (error) {
     throw systemError(path, "a token file that can be written", error);
