@@ -15,5 +15,5 @@ export {
   type ModelDType,
   type ParameterSpec,
 } from "./parameters.ts";
-export { saveModel, type SaveOptions } from "./save.ts";
+export { generationConfig, saveModel, type SaveOptions } from "./save.ts";
 export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

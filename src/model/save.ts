@@ -62,7 +62,8 @@ function writePiece(tensor: Tensor, piece: Piece, write: (bytes: Uint8Array) => 
   }
 }
 
-function generationConfig({ bosTokenId, eosTokenIds, padTokenId }: ModelConfig): Record<string, unknown> {
+/** `generation_config.json` of a model: its special tokens. */
+export function generationConfig({ bosTokenId, eosTokenIds, padTokenId }: ModelConfig): Record<string, unknown> {
   const eos = eosTokenIds.length === 1 ? eosTokenIds[0] : eosTokenIds;
   return {
     ...(bosTokenId === null ? {} : { bos_token_id: bosTokenId }),

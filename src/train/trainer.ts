@@ -89,8 +89,8 @@ export class Trainer implements Disposable {
     const { config } = this;
     const micro = this.#microBatches();
     const numTargets = micro.reduce((n, batch) => n + batch.numTargets, 0);
-    if (numTargets === 0) throw new MoeError("configuration", `step ${this.#state.step + 1}: no token of the batch bears loss`);
-    const results = micro.map((batch) => this.#microStep(batch, 1 / numTargets, micro.length));
+    // A batch in which no token bears loss (conversations cut between the assistant's turns) has a loss and gradients of 0.
+    const results = micro.map((batch) => this.#microStep(batch, 1 / Math.max(1, numTargets), micro.length));
     const loss = results.reduce((sum, r) => sum + r.loss, 0);
     this.#requireFinite(loss, "loss");
     const learningRate = learningRateAt(scheduleOf(config), this.#state.step);

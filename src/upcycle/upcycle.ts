@@ -14,7 +14,15 @@ import { createModelWeights, type TensorDeclaration } from "../checkpoint/safete
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
 import { checkModelConfig, type ModelConfig } from "../config/model.ts";
-import { huggingFacePieces, openModelSource, parameterSpecs, type ModelSource, type ParameterSpec, type Piece } from "../model/index.ts";
+import {
+  generationConfig,
+  huggingFacePieces,
+  openModelSource,
+  parameterSpecs,
+  type ModelSource,
+  type ParameterSpec,
+  type Piece,
+} from "../model/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { removeTemporaries, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
 import { Random } from "../util/random.ts";
@@ -127,6 +135,7 @@ export function upcycle(
     };
     const stored = complete.dtype === "f32" ? "float32" : "bfloat16";
     writeFileAtomically(join(folder, "config.json"), `${JSON.stringify(toHuggingFaceConfig(config, stored), null, 2)}\n`);
+    writeFileAtomically(join(folder, "generation_config.json"), `${JSON.stringify(generationConfig(config), null, 2)}\n`);
     writeFileAtomically(join(folder, "upcycle-receipt.json"), `${JSON.stringify(receipt, null, 2)}\n`);
     copyTokenizer(folder);
     return receipt;

@@ -257,7 +257,12 @@ export function writeDirectoryAtomically<T>(directory: string, fill: (temporary:
     syncTree(temporary);
     const old = fs.existsSync(directory) ? temporaryName(directory) : undefined;
     if (old !== undefined) fs.renameSync(directory, old);
-    fs.renameSync(temporary, directory);
+    try {
+      fs.renameSync(temporary, directory);
+    } catch (error) {
+      if (old !== undefined) fs.renameSync(old, directory);
+      throw error;
+    }
     syncDirectory(path.dirname(directory));
     if (old !== undefined) fs.rmSync(old, { recursive: true, force: true });
     return result;

@@ -48,9 +48,13 @@ async function generate(path: string, flags: GenerateFlags): Promise<void> {
   const output = new Output({ json: flags.json === true });
   using session = await openSession(path, modelDtype(flags.dtype));
   const { model, tokenizer } = session;
-  const prompt =
-    flags.chat === true ? encodeChat(tokenizer, [{ role: "user", content: flags.prompt }], { addGenerationPrompt: true }) : flags.prompt;
+  const message = [{ role: "user", content: flags.prompt }];
+  const prompt = flags.chat === true ? encodeChat(tokenizer, message, { addGenerationPrompt: true }) : tokenizer.encode(flags.prompt);
   const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
+  const { maxPositions } = model.config;
+  if (prompt.length + maxTokens > maxPositions) {
+    output.log(`${prompt.length} prompt tokens and ${maxTokens} new ones exceed the ${maxPositions} positions the model was made for`);
+  }
   const result = generateText(
     model,
     tokenizer,
