@@ -13,7 +13,7 @@ import { createModelWeights, type TensorDeclaration } from "../checkpoint/safete
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
 import type { Tensor } from "../tensor/index.ts";
-import { AtomicFile, systemError } from "../util/files.ts";
+import { systemError, writeFileAtomically } from "../util/files.ts";
 import type { Decoder } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
 import { parameterSpecs } from "./parameters.ts";
@@ -73,7 +73,5 @@ export function generationConfig({ bosTokenId, eosTokenIds, padTokenId }: ModelC
 }
 
 function writeJson(path: string, value: unknown): void {
-  using file = new AtomicFile(path);
-  file.write(new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`), 0);
-  file.commit();
+  writeFileAtomically(path, `${JSON.stringify(value, null, 2)}\n`);
 }

@@ -1,5 +1,5 @@
 /**
- * Saving a tokenizer in Hugging Face's form, whatever it was loaded from: `tokenizer.json` and `tokenizer_config.json`.
+ * A tokenizer in Hugging Face's form, whatever it was loaded from, as the values of `tokenizer.json` and `tokenizer_config.json`.
  *
  * What came from there (and what a byte-level GGUF was turned into) is written as it was. A SentencePiece model is
  * converted the way transformers converts Llama's: BPE scores become a list of merges, best piece first; the
@@ -7,8 +7,6 @@
  * ordinary text; where it cannot: a merge list cannot express that two pairs of equal score go by position.
  */
 
-import { mkdir, rename, writeFile } from "node:fs/promises";
-import { join } from "node:path";
 import { asPipeline } from "./pipeline.ts";
 import { pieceType, type SentencePieceModel } from "./source.ts";
 import type { Tokenizer } from "./tokenizer.ts";
@@ -30,19 +28,6 @@ export function toHuggingFaceFiles(tokenizer: Tokenizer): HuggingFaceTokenizerFi
     tokenizerJson: sentencePieceJson(model),
     tokenizerConfig: { tokenizer_class: "PreTrainedTokenizerFast", clean_up_tokenization_spaces: false, ...named(tokenizer), ...template },
   };
-}
-
-/** Writes both files into `folder`, each under another name first, so that none is ever half there. */
-export async function saveTokenizer(tokenizer: Tokenizer, folder: string): Promise<void> {
-  const files = toHuggingFaceFiles(tokenizer);
-  await mkdir(folder, { recursive: true });
-  const write = async (name: string, value: unknown): Promise<void> => {
-    const path = join(folder, name);
-    await writeFile(`${path}.partial`, `${JSON.stringify(value, null, 1)}\n`);
-    await rename(`${path}.partial`, path);
-  };
-  await write("tokenizer.json", files.tokenizerJson);
-  await write("tokenizer_config.json", files.tokenizerConfig);
 }
 
 function named(tokenizer: Tokenizer): Record<string, string> {
