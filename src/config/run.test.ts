@@ -52,6 +52,23 @@ test.each([
     { schedule: { name: "cosine", decaySteps: 2 } },
     /decaySteps 2 needs schedule\.name "wsd", got "cosine"/,
   ],
+  ["a WSD schedule that never decays", { schedule: { name: "wsd" } }, /schedule\.name "wsd" needs schedule\.decaySteps, got 0/],
+  [
+    "a balance group that a micro-batch cuts",
+    { microBatchSequences: 4, moe: { balanceGroupSequences: 3 } },
+    /moe\.balanceGroupSequences 3 does not divide microBatchSequences 4/,
+  ],
+  [
+    "a coefficient that follows drops where nothing drops",
+    { moe: { auxiliaryLossCoefficient: { type: "adaptive" } } },
+    /adaptive follows a drop rate: give moe\.capacityFactor, or moe\.virtualCapacityFactor/,
+  ],
+  [
+    "a coefficient of another form",
+    { moe: { auxiliaryLossCoefficient: { type: "fixd", value: 1 } } },
+    /moe\.auxiliaryLossCoefficient\.type: /,
+  ],
+  ["a misspelt field of it", { moe: { auxiliaryLossCoefficient: { type: "adaptive", alpha: 1 } } }, /unknown key "moe\.auxiliaryLossCoefficient\.alpha"/],
 ])("is refused: %s", (_, changes, message) => {
   expect(() => parseRunConfig({ ...minimal, ...changes }, "recipe x")).toThrow(message);
 });
@@ -73,6 +90,40 @@ test("what contradicts the model is refused, what has no effect on it is told", 
   expect(() => config({ recomputeLayers: 5 })).toThrow(/recomputeLayers 5 exceeds the model's 4 layers/);
   const moe = parseRunConfig({ ...minimal, moe: { dropBy: "position" } });
   expect(checkAgainstModel(moe, modelPresets["skywork-moe"])).toEqual(['moe.dropBy "position" has no effect without moe.capacityFactor']);
+});
+
+test("options of routing that change nothing are told, those that the model lacks the parts for are refused", () => {
+  const warnings = (changes: Partial<RunConfigInput>, model = modelPresets["skywork-moe"]): string[] =>
+    checkAgainstModel(parseRunConfig({ ...minimal, ...changes }), model);
+  expect(warnings({ moe: { auxiliaryLossCoefficient: { type: "adaptive" }, capacityFactor: 1 }, microBatchSequences: 4 })).toEqual([]);
+  expect(warnings({ moe: { padToCapacity: true } })).toEqual(["moe.padToCapacity has no effect without moe.capacityFactor"]);
+  expect(warnings({ moe: { capacityFactor: 2, virtualCapacityFactor: 1 } })).toEqual([
+    "moe.virtualCapacityFactor 1 has no effect: moe.capacityFactor 2 drops",
+  ]);
+  expect(warnings({ moe: { forcedBalance: true } })).toEqual([expect.stringMatching(/forcedBalance is on: .* for benchmarks only/)]);
+  // 64 tokens, top-2 of 16 experts: a fair share of 8, of which a twentieth is less than one.
+  expect(warnings({ moe: { capacityFactor: 0.05, balanceGroupSequences: 1 } })).toEqual([expect.stringMatching(/is 0\.40 tokens an expert/)]);
+  expect(() => warnings({ moe: { biasUpdateRate: 1e-3 } })).toThrow(/moe\.biasUpdateRate 0\.001 needs a model with a selection bias/);
+  expect(warnings({ moe: { auxiliaryLossCoefficient: 0.02, zLossCoefficient: 1 } }, modelPresets.quickstart)).toEqual([
+    'moe.auxiliaryLossCoefficient {"type":"fixed","value":0.02} has no effect: the model has no experts',
+    "moe.zLossCoefficient 1 has no effect: the model has no experts",
+  ]);
+  expect(warnings({ schedule: { name: "constant", finalFraction: 0.5 } })).toEqual([
+    'schedule.finalFraction 0.5 has no effect: a "constant" schedule does not decay',
+  ]);
+  expect(warnings({ schedule: { decay: "linear" } })).toEqual(['schedule.decay "linear" has no effect: schedule.name is "cosine", not "wsd"']);
+});
+
+test("a number is a fixed coefficient, and the balance group is the micro-batch unless it is given", () => {
+  const moe = (changes: RunConfigInput["moe"]): object => parseRunConfig({ ...minimal, microBatchSequences: 4, moe: changes }).moe;
+  expect(moe({})).toMatchObject({ auxiliaryLossCoefficient: { type: "fixed", value: 0.01 }, balanceGroupSequences: 4 });
+  expect(moe({ auxiliaryLossCoefficient: 0.5, balanceGroupSequences: 2 })).toMatchObject({
+    auxiliaryLossCoefficient: { type: "fixed", value: 0.5 },
+    balanceGroupSequences: 2,
+  });
+  expect(moe({ auxiliaryLossCoefficient: { type: "adaptive", xi: 1 }, virtualCapacityFactor: 1 })).toMatchObject({
+    auxiliaryLossCoefficient: { type: "adaptive", xi: 1, alphaMax: 0.01, beta: 0.99, alpha0: null },
+  });
 });
 
 test("settings change single fields, of lists too, and leave the original alone", () => {

@@ -5,6 +5,7 @@
 import { z } from "zod";
 import { MoeError } from "../util/errors.ts";
 import type { ModelConfig } from "./model.ts";
+import { checkMoeTraining, completeMoeTraining, moeTrainingSchema, type CompleteMoeTraining } from "./run-moe.ts";
 import { parseStrict } from "./strict.ts";
 
 const positiveInteger = z.int().positive();
@@ -28,15 +29,6 @@ const schedule = z.strictObject({
   decay: z.enum(["linear", "cosine", "sqrt"]).default("sqrt"),
   /** Where decay ends, as a fraction of the peak learning rate. */
   finalFraction: z.number().min(0).max(1).default(0.1),
-});
-
-const moeTraining = z.strictObject({
-  /** Weight of the balance loss (equation 4 of arXiv 2406.06563) of each layer. */
-  auxiliaryLossCoefficient: z.number().nonnegative().default(0.01),
-  /** Tokens an expert takes per balance group, as a multiple of its fair share; null: dropless. */
-  capacityFactor: z.number().positive().nullable().default(null),
-  /** Which assignments beyond capacity go. */
-  dropBy: z.enum(["probability", "position"]).default("probability"),
 });
 
 export const runSchema = z.strictObject({
@@ -77,7 +69,7 @@ export const runSchema = z.strictObject({
     clipNorm: z.number().positive().nullable().default(1),
   }),
   schedule: schedule.prefault({}),
-  moe: moeTraining.prefault({}),
+  moe: moeTrainingSchema.prefault({}),
   /** Decoder layers whose activations are recomputed in the backward pass. */
   recomputeLayers: z.int().nonnegative().default(0),
   evaluation: z
@@ -100,7 +92,10 @@ export const runSchema = z.strictObject({
 });
 
 export type RunConfigInput = z.input<typeof runSchema>;
-export type RunConfig = Readonly<z.output<typeof runSchema>> & { readonly microBatchSequences: number };
+export type RunConfig = Readonly<z.output<typeof runSchema>> & {
+  readonly microBatchSequences: number;
+  readonly moe: CompleteMoeTraining;
+};
 export type DataSourceConfig = z.output<typeof dataSource>;
 
 /** Checks and completes a run configuration. Throws `configuration` naming every problem. */
@@ -131,7 +126,10 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
   if (s.name !== "wsd" && s.decaySteps > 0) {
     throw new MoeError("configuration", `${what}: schedule.decaySteps ${s.decaySteps} needs schedule.name "wsd", got "${s.name}"`);
   }
-  return { ...config, microBatchSequences };
+  if (s.name === "wsd" && s.decaySteps === 0) {
+    throw new MoeError("configuration", `${what}: schedule.name "wsd" needs schedule.decaySteps, got 0: it would be a constant schedule`);
+  }
+  return { ...config, microBatchSequences, moe: completeMoeTraining(config.moe, microBatchSequences, what) };
 }
 
 /**
@@ -152,13 +150,19 @@ export function checkAgainstModel(config: RunConfig, model: ModelConfig): string
       `run configuration: recomputeLayers ${config.recomputeLayers} exceeds the model's ${model.numLayers} layers`,
     );
   }
-  const { capacityFactor, dropBy } = config.moe;
+  return [...checkMoeTraining(config.moe, model, sequenceLength), ...ignoredOptions(config)];
+}
+
+/** Options that differ from their default and change nothing. */
+function ignoredOptions({ schedule: s }: RunConfig): string[] {
+  const defaults = schedule.parse({});
   const warnings: string[] = [];
-  if (model.moe === null && capacityFactor !== null)
-    warnings.push(`moe.capacityFactor ${capacityFactor} has no effect: the model has no experts`);
-  if (model.moe !== null && capacityFactor === null && dropBy !== "probability") {
-    warnings.push(`moe.dropBy "${dropBy}" has no effect without moe.capacityFactor`);
-  }
+  const ignored = (name: string, value: unknown, why: string): void => {
+    warnings.push(`${name} ${JSON.stringify(value)} has no effect: ${why}`);
+  };
+  if (s.name === "constant" && s.finalFraction !== defaults.finalFraction)
+    ignored("schedule.finalFraction", s.finalFraction, 'a "constant" schedule does not decay');
+  if (s.name !== "wsd" && s.decay !== defaults.decay) ignored("schedule.decay", s.decay, `schedule.name is "${s.name}", not "wsd"`);
   return warnings;
 }
 

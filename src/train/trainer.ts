@@ -144,7 +144,8 @@ export class Trainer implements Disposable {
       );
       const balance = output.balanceLosses.map((value) => value.item());
       const counts = output.routing.map((routing) => routing.counts_E.toInt32Array());
-      const weight = auxiliaryLossCoefficient / numMicro;
+      const alpha = auxiliaryLossCoefficient.type === "fixed" ? auxiliaryLossCoefficient.value : (auxiliaryLossCoefficient.alpha0 ?? auxiliaryLossCoefficient.alphaMax);
+      const weight = alpha / numMicro;
       const auxiliaryRoots = weight === 0 ? [] : output.balanceLosses.map((value: Tensor) => ({ value, grad: weight }));
       const loss = output.loss.item();
       tape.backward([{ value: output.loss, grad: 1 }, ...auxiliaryRoots]);
