@@ -16,6 +16,9 @@ export interface ParameterCounts {
   /** Dense FFNs. */
   readonly dense: number;
   readonly experts: number;
+  /** Experts that every token uses, and their gates. */
+  readonly sharedExperts: number;
+  /** Gates, and the biases that are added for choosing. */
   readonly routers: number;
   readonly norms: number;
 }
@@ -24,7 +27,7 @@ export interface ParameterCounts {
 export function parameterCounts(config: ModelConfig, { active = false } = {}): ParameterCounts {
   const { hiddenSize: H, numHeads, numKvHeads, headDim, numLayers } = config;
   const qkvSize = (numHeads + 2 * numKvHeads) * headDim;
-  const attention = qkvSize * H + numHeads * headDim * H + (config.qkvBias ? qkvSize : 0) + (config.qkNorm ? 2 * headDim : 0);
+  const attention = qkvSize * H + numHeads * headDim * H + (config.qkvBias ? qkvSize : 0) + qkNormSize(config);
   const numMoe = numMoeLayers(config);
   const { moe } = config;
   const expertsUsed = moe === null ? 0 : active ? moe.topK : moe.numExperts;
@@ -33,9 +36,26 @@ export function parameterCounts(config: ModelConfig, { active = false } = {}): P
     attention: attention * numLayers,
     dense: (numLayers - numMoe) * 3 * H * config.ffnSize,
     experts: numMoe * expertsUsed * 3 * H * (moe?.expertFfnSize ?? 0),
-    routers: numMoe * (moe?.numExperts ?? 0) * H,
+    sharedExperts: numMoe * sharedExpertSize(config),
+    routers: numMoe * (gateSize(config) + (moe?.selectionBias === true ? moe.numExperts : 0)),
     norms: (2 * numLayers + 1) * H,
   };
+}
+/** Norm weights of one layer's queries and keys. */
+function qkNormSize({ qkNorm, headDim, numHeads, numKvHeads }: ModelConfig): number {
+  if (qkNorm === "none") return 0;
+  return qkNorm === "head" ? 2 * headDim : (numHeads + numKvHeads) * headDim;
+}
+/** Elements of one layer's gate matrices. */
+function gateSize({ hiddenSize: H, moe }: ModelConfig): number {
+  if (moe === null) return 0;
+  const E = moe.numExperts;
+  return moe.gateLayers === 1 ? E * H : 8 * E * H + E * 8 * E;
+}
+/** Elements of one layer's shared expert with its gate: all of them are matrices. */
+function sharedExpertSize({ hiddenSize: H, moe }: ModelConfig): number {
+  const shared = moe?.sharedExpert ?? null;
+  return shared === null ? 0 : 3 * H * shared.ffnSize + (shared.gate ? H : 0);
 }
 /** Layers that have experts. */
 export function numMoeLayers(config: ModelConfig): number {
@@ -52,12 +72,12 @@ export function numActiveParams(config: ModelConfig): number {
   return sum(parameterCounts(config, { active: true }));
 }
 function sum(counts: ParameterCounts): number {
-  return counts.embeddings + counts.attention + counts.dense + counts.experts + counts.routers + counts.norms;
+  return counts.embeddings + counts.attention + counts.dense + counts.experts + counts.sharedExperts + counts.routers + counts.norms;
 }
 
 /** FLOPs of one token's forward pass, averaged over the causal positions 0..seqLen-1 of a document. */
 export function forwardFlopsPerToken(config: ModelConfig, seqLen: number): number {
-  const { hiddenSize: H, numHeads, numKvHeads, headDim, numLayers, moe } = config;
+  const { hiddenSize: H, numHeads, numKvHeads, headDim, numLayers } = config;
   const projections = numLayers * (2 * numHeads + 2 * numKvHeads) * headDim * H;
   const counts = parameterCounts(config, { active: true });
   const head = config.vocabSize * H;
@@ -65,8 +85,8 @@ export function forwardFlopsPerToken(config: ModelConfig, seqLen: number): numbe
   for (let layer = 0; layer < numLayers; layer++) keys += meanVisibleKeys(seqLen, windowOfLayer(config, layer));
   // Scores and the weighted sum of values: two products of headDim per query head and key.
   const attention = 2 * keys * numHeads * headDim;
-  const router = moe === null ? 0 : counts.routers;
-  return 2 * (projections + counts.dense + counts.experts + router + head + attention);
+  const routers = numMoeLayers(config) * gateSize(config);
+  return 2 * (projections + counts.dense + counts.experts + counts.sharedExperts + routers + head + attention);
 }
 /** FLOPs of one token of training: the forward pass, and twice as many backwards. Recomputation is not counted. */
 export function flopsPerToken(config: ModelConfig, seqLen: number): number {
@@ -111,12 +131,17 @@ function layerBytes(config: ModelConfig, layer: number, elementBytes: number): n
   let bytes = elementBytes * (3 * H + 2 * Q + 2 * C) + 4 * numHeads;
   // 1/rms of both norms.
   bytes += 2 * 4;
-  // With QK norm: what it normalized, and 1/rms of each head.
-  if (config.qkNorm) bytes += elementBytes * (Q + C) + 4 * (numHeads + numKvHeads);
+  // With QK norm: what it normalized, and 1/rms of each head or of all.
+  if (config.qkNorm !== "none") bytes += elementBytes * (Q + C) + 4 * (config.qkNorm === "head" ? numHeads + numKvHeads : 2);
   if (!hasExperts(config, layer) || config.moe === null) return bytes + elementBytes * (H + 3 * config.ffnSize);
   const { numExperts: E, topK: K, expertFfnSize: F } = config.moe;
   // Router: its f32 input, logits and probabilities; weights, indices and rows of the chosen.
   bytes += 4 * (H + 2 * E + 3 * K);
+  // Of a two-layer gate, the hidden layer before and after its tanh.
+  if (config.moe.gateLayers === 2) bytes += 4 * 2 * 8 * E;
+  // Shared expert: gate, up, product, output, and its gate's logit.
+  const shared = config.moe.sharedExpert;
+  if (shared !== null) bytes += elementBytes * (H + 3 * shared.ffnSize) + (shared.gate ? 4 : 0);
   // Experts: their input, gate, up, product and output, K times.
   return bytes + K * elementBytes * (2 * H + 3 * F);
 }

@@ -19,6 +19,7 @@ const harmlessValues: Readonly<Record<string, readonly unknown[]>> = {
   attention_multiplier: [],
   no_rope_layers: [],
   rope_interleaved: [false],
+  clip_qkv: [],
   num_shared_experts: [0],
   n_shared_experts: [0],
 };

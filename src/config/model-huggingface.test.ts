@@ -4,7 +4,7 @@ import { expect, test } from "vitest";
 import { MoeError } from "../util/errors.ts";
 import { fromHuggingFaceConfig, storedDType, toHuggingFaceConfig } from "./model-huggingface.ts";
 import { modelPresets } from "./model-presets.ts";
-import type { ModelConfig } from "./model.ts";
+import { plainRouting, type ModelConfig } from "./model.ts";
 
 const golden = join(import.meta.dirname, "../../test/golden/models");
 function goldenConfig(name: string): Record<string, unknown> {
@@ -85,7 +85,7 @@ test("absent keys take the model type's defaults in transformers", () => {
   ).toBeNull();
   expect(fromHuggingFaceConfig({ ...llama, model_type: "qwen3", num_key_value_heads: 2 })).toMatchObject({
     headDim: 128,
-    qkNorm: true,
+    qkNorm: "head",
     bosTokenId: null,
   });
   expect(fromHuggingFaceConfig({ ...llama, model_type: "mixtral", num_key_value_heads: 2 })).toMatchObject({
@@ -106,19 +106,17 @@ test("Qwen2's window begins at max_window_layers, and only when it is used", () 
 
 test("the keys of Skywork-MoE's release are read", () => {
   expect(fromHuggingFaceConfig(skywork).moe).toEqual({
+    ...plainRouting,
     numExperts: 16,
     topK: 2,
     expertFfnSize: 128,
-    layerInterval: 1,
     gateNormalization: { lambda: 1, eps: 0, unbiased: true },
-    scoring: "softmax",
-    inputScale: 1,
   });
   expect(fromHuggingFaceConfig({ ...skywork, model_type: "skywork" }).architecture).toBe("skywork_moe");
   expect(fromHuggingFaceConfig({ ...skywork, moe_use_logits_norm: false }).moe?.gateNormalization).toBeNull();
   expect(fromHuggingFaceConfig({ ...skywork, moe_use_skywork_gating: true }).moe?.scoring).toBe("softmaxOfTopK");
   expect(fromHuggingFaceConfig({ ...skywork, moe_feature_no_mul_topk: false }).moe?.inputScale).toBe(2);
-  expect(caught({ ...skywork, moe_2layer_gate: true })).toMatchObject({ kind: "unsupported" });
+  expect(fromHuggingFaceConfig({ ...skywork, moe_2layer_gate: true }).moe?.gateLayers).toBe(2);
   expect(caught({ ...skywork, moe_use_logits_norm: undefined }).message).toMatch(/moe_use_logits_norm/);
 });
 

@@ -9,8 +9,9 @@
 import { MoeError } from "../util/errors.ts";
 import { didYouMean } from "../util/nearest.ts";
 import { HuggingFaceReader } from "./model-huggingface-reader.ts";
+import { inexpressibleMoe, readMoe, skyworkExperts, writeMoe } from "./model-huggingface-moe.ts";
 import { readRope, writeRope } from "./model-huggingface-rope.ts";
-import { architectures, parseModelConfig, type Architecture, type ModelConfig, type MoeConfig } from "./model.ts";
+import { architectures, parseModelConfig, type Architecture, type ModelConfig } from "./model.ts";
 
 /** Type of the weights as the file states it. */
 export type StoredDType = "float32" | "bfloat16" | "float16";
@@ -27,6 +28,7 @@ interface Defaults {
   readonly window: number | null;
   readonly bosTokenId: number | null;
   readonly eosTokenId: number | null;
+  readonly padTokenId: number | null;
 }
 const llamaDefaults: Defaults = {
   normEps: 1e-6,
@@ -37,15 +39,20 @@ const llamaDefaults: Defaults = {
   window: null,
   bosTokenId: 1,
   eosTokenId: 2,
+  padTokenId: null,
 };
+const qwenDefaults: Defaults = { ...llamaDefaults, maxPositions: 32_768, numKvHeads: 32, window: 4096, bosTokenId: null, eosTokenId: null };
 const defaults: Readonly<Record<Architecture, Defaults>> = {
   llama: llamaDefaults,
   mistral: { ...llamaDefaults, maxPositions: 131_072, numKvHeads: 8, window: 4096 },
-  qwen2: { ...llamaDefaults, maxPositions: 32_768, numKvHeads: 32, window: 4096, bosTokenId: null, eosTokenId: null },
-  qwen3: { ...llamaDefaults, maxPositions: 32_768, numKvHeads: 32, headDim: 128, window: 4096, bosTokenId: null, eosTokenId: null },
+  qwen2: qwenDefaults,
+  qwen3: { ...qwenDefaults, headDim: 128 },
   skywork: { ...llamaDefaults, maxPositions: 4096 },
   mixtral: { ...llamaDefaults, normEps: 1e-5, ropeTheta: 1_000_000, maxPositions: 131_072, numKvHeads: 8 },
   skywork_moe: { ...llamaDefaults, maxPositions: 8192 },
+  qwen2_moe: { ...qwenDefaults, numKvHeads: 16 },
+  qwen3_moe: { ...qwenDefaults, numKvHeads: 4 },
+  olmoe: { ...llamaDefaults, normEps: 1e-5, maxPositions: 4096, bosTokenId: null, eosTokenId: 50_279, padTokenId: 1 },
 };
 
 /**
@@ -56,7 +63,7 @@ const defaults: Readonly<Record<Architecture, Defaults>> = {
 export function fromHuggingFaceConfig(json: unknown, path = "config.json"): ModelConfig {
   const r = new HuggingFaceReader(json, path);
   const architecture = readArchitecture(r);
-  r.requireSupported({ attentionBiasIsImplied: architecture === "qwen2" });
+  r.requireSupported({ attentionBiasIsImplied: architecture === "qwen2" || architecture === "qwen2_moe" });
   const d = defaults[architecture];
   const hiddenSize = r.integer("hidden_size");
   const numHeads = r.integer("num_attention_heads");
@@ -77,14 +84,14 @@ export function fromHuggingFaceConfig(json: unknown, path = "config.json"): Mode
     ...readRope(r, d.ropeTheta, maxPositions),
     maxPositions,
     tiedEmbeddings: r.boolean("tie_word_embeddings", false),
-    qkvBias: architecture === "qwen2",
-    qkNorm: architecture === "qwen3",
+    qkvBias: architecture === "qwen2" || (architecture === "qwen2_moe" && r.boolean("qkv_bias", true)),
+    qkNorm: qkNormOf(architecture),
     slidingWindow: readWindow(r, architecture, numLayers, d.window),
     moe: readMoe(r, architecture, ffnSize),
     initStd: r.number("initializer_range", 0.02),
     bosTokenId: r.tokenIds("bos_token_id", d.bosTokenId)[0] ?? null,
     eosTokenIds: r.tokenIds("eos_token_id", d.eosTokenId),
-    padTokenId: r.tokenIds("pad_token_id", null).find((id) => id >= 0) ?? null,
+    padTokenId: r.tokenIds("pad_token_id", d.padTokenId).find((id) => id >= 0) ?? null,
   };
   return r.located(() => parseModelConfig(config));
 }
@@ -113,6 +120,11 @@ function readArchitecture(r: HuggingFaceReader): Architecture {
   return found === "skywork" && skyworkExperts(r) > 1 ? "skywork_moe" : found;
 }
 
+function qkNormOf(architecture: Architecture): ModelConfig["qkNorm"] {
+  if (architecture === "olmoe") return "all";
+  return architecture === "qwen3" || architecture === "qwen3_moe" ? "head" : "none";
+}
+
 function evenSplit(r: HuggingFaceReader, hiddenSize: number, numHeads: number): number {
   if (hiddenSize % numHeads === 0) return hiddenSize / numHeads;
   throw r.error(`hidden_size ${hiddenSize} is not a multiple of num_attention_heads ${numHeads}, and there is no head_dim`);
@@ -125,8 +137,11 @@ function readWindow(
   absent: number | null,
 ): ModelConfig["slidingWindow"] {
   const isQwen = architecture === "qwen2" || architecture === "qwen3";
-  if (isQwen && !r.boolean("use_sliding_window", false)) return null;
-  if (!isQwen && architecture !== "mistral" && architecture !== "mixtral") return null;
+  if (architecture.startsWith("qwen") && !r.boolean("use_sliding_window", false)) return null;
+  if (architecture === "qwen2_moe") {
+    throw new MoeError("unsupported", `${r.path}: use_sliding_window true: which layers of a qwen2_moe it means depends on the version`);
+  }
+  if (!isQwen && architecture !== "qwen3_moe" && architecture !== "mistral" && architecture !== "mixtral") return null;
   const size = r.has("sliding_window") ? r.integer("sliding_window", 0) : (absent ?? 0);
   if (size === 0) return null;
   const firstLayer = firstWindowedLayer(r, numLayers) ?? (isQwen ? r.integer("max_window_layers", 28) : 0);
@@ -147,47 +162,6 @@ function firstWindowedLayer(r: HuggingFaceReader, numLayers: number): number | n
   return numFull;
 }
 
-function readMoe(r: HuggingFaceReader, architecture: Architecture, ffnSize: number): MoeConfig | null {
-  if (architecture === "mixtral") {
-    return {
-      numExperts: r.integer("num_local_experts", 8),
-      topK: r.integer("num_experts_per_tok", 2),
-      expertFfnSize: ffnSize,
-      layerInterval: 1,
-      gateNormalization: null,
-      scoring: "softmax",
-      inputScale: 1,
-    };
-  }
-  if (architecture !== "skywork_moe") return null;
-  if (r.boolean("moe_2layer_gate", false)) throw new MoeError("unsupported", `${r.path}: moe_2layer_gate true (a two-layer gate)`);
-  const topK = r.integer("num_experts_per_tok", 2);
-  return {
-    numExperts: skyworkExperts(r),
-    topK,
-    expertFfnSize: ffnSize,
-    layerInterval: r.integer("moe_expert_interval", 1),
-    gateNormalization: r.requiredBoolean("moe_use_logits_norm")
-      ? {
-          lambda: r.number("moe_gate_norm_std", 1),
-          // The release knows neither key: it adds nothing and divides by n - 1. We write them where a model differs.
-          eps: r.number("moe_gate_norm_eps", 0),
-          unbiased: r.boolean("moe_gate_norm_unbiased", true),
-        }
-      : null,
-    scoring: r.boolean("moe_use_skywork_gating", false) ? "softmaxOfTopK" : "softmax",
-    inputScale: r.requiredBoolean("moe_feature_no_mul_topk") ? 1 : topK,
-  };
-}
-/** `num_experts`: a number, or a list of one. */
-function skyworkExperts(r: HuggingFaceReader): number {
-  const value = r.value("num_experts");
-  if (Array.isArray(value) && value.length > 1 && new Set<unknown>(value).size > 1) {
-    throw new MoeError("unsupported", `${r.path}: num_experts ${JSON.stringify(value)} (layers with different numbers of experts)`);
-  }
-  return r.integerFrom("num_experts", Array.isArray(value) ? (value as unknown[])[0] : value, 1);
-}
-
 /** Class name that transformers (or the release's own code) registers for each family. */
 const classNames: Readonly<Record<Architecture, string>> = {
   llama: "LlamaForCausalLM",
@@ -197,6 +171,9 @@ const classNames: Readonly<Record<Architecture, string>> = {
   skywork: "SkyworkForCausalLM",
   mixtral: "MixtralForCausalLM",
   skywork_moe: "SkyworkForCausalLM",
+  qwen2_moe: "Qwen2MoeForCausalLM",
+  qwen3_moe: "Qwen3MoeForCausalLM",
+  olmoe: "OlmoeForCausalLM",
 };
 
 /**
@@ -211,7 +188,7 @@ export function toHuggingFaceConfig(config: ModelConfig, dtype: StoredDType): Re
     model_type: architecture,
     vocab_size: config.vocabSize,
     hidden_size: config.hiddenSize,
-    intermediate_size: config.moe?.layerInterval === 1 ? config.moe.expertFfnSize : config.ffnSize,
+    intermediate_size: config.ffnSize,
     num_hidden_layers: config.numLayers,
     num_attention_heads: config.numHeads,
     num_key_value_heads: config.numKvHeads,
@@ -221,11 +198,12 @@ export function toHuggingFaceConfig(config: ModelConfig, dtype: StoredDType): Re
     rms_norm_eps: config.normEps,
     ...writeRope(config),
     tie_word_embeddings: config.tiedEmbeddings,
-    ...(architecture === "llama" || architecture === "qwen3" ? { attention_bias: false } : {}),
+    ...(["llama", "qwen3", "qwen3_moe", "olmoe"].includes(architecture) ? { attention_bias: false } : {}),
+    ...(architecture === "qwen2_moe" ? { qkv_bias: config.qkvBias } : {}),
     ...(architecture === "llama" ? { mlp_bias: false } : {}),
     attention_dropout: 0,
     ...writeWindow(config),
-    ...(config.moe === null ? {} : writeMoe(config.moe, architecture)),
+    ...(config.moe === null ? {} : writeMoe(config.moe, config)),
     initializer_range: config.initStd,
     bos_token_id: config.bosTokenId,
     eos_token_id: eosTokenIds.length === 0 ? null : eosTokenIds.length === 1 ? eosTokenIds[0] : eosTokenIds,
@@ -236,22 +214,15 @@ export function toHuggingFaceConfig(config: ModelConfig, dtype: StoredDType): Re
 }
 
 function requireExpressible(config: ModelConfig): void {
-  const { architecture: a, moe, slidingWindow } = config;
-  const isMoe = a === "mixtral" || a === "skywork_moe";
+  const { architecture: a, slidingWindow, hiddenSize, headDim, numHeads } = config;
+  const hasFullWindow = a === "mistral" || a === "mixtral" || a === "qwen3_moe";
   const wrong = [
-    config.qkvBias !== (a === "qwen2") && `qkvBias ${config.qkvBias}`,
-    config.qkNorm !== (a === "qwen3") && `qkNorm ${config.qkNorm}`,
-    isMoe !== (moe !== null) && (moe === null ? "no experts" : "experts"),
-    moe !== null && moe.expertFfnSize !== config.ffnSize && `moe.expertFfnSize ${moe.expertFfnSize} beside ffnSize ${config.ffnSize}`,
-    a === "mixtral" && moe?.layerInterval !== 1 && `moe.layerInterval ${moe?.layerInterval}`,
-    a === "mixtral" && moe?.gateNormalization !== null && "moe.gateNormalization",
-    a === "mixtral" && moe?.scoring !== "softmax" && `moe.scoring ${moe?.scoring}`,
-    moe !== null && moe.inputScale !== 1 && (a === "mixtral" || moe.inputScale !== moe.topK) && `moe.inputScale ${moe.inputScale}`,
-    slidingWindow !== null && (a === "llama" || a.startsWith("skywork")) && "slidingWindow",
-    slidingWindow !== null &&
-      slidingWindow.firstLayer !== 0 &&
-      !a.startsWith("qwen") &&
-      `slidingWindow.firstLayer ${slidingWindow.firstLayer}`,
+    a !== "qwen2_moe" && config.qkvBias !== (a === "qwen2") && `qkvBias ${config.qkvBias}`,
+    config.qkNorm !== qkNormOf(a) && `qkNorm ${config.qkNorm}`,
+    a === "olmoe" && numHeads * headDim !== hiddenSize && `headDim ${headDim} of ${numHeads} heads beside hiddenSize ${hiddenSize}`,
+    ...inexpressibleMoe(config),
+    slidingWindow !== null && !hasFullWindow && a !== "qwen2" && a !== "qwen3" && "slidingWindow",
+    slidingWindow !== null && slidingWindow.firstLayer !== 0 && hasFullWindow && `slidingWindow.firstLayer ${slidingWindow.firstLayer}`,
   ].filter((text) => text !== false);
   if (wrong.length > 0) throw new MoeError("configuration", `config.json of a ${a} model cannot say: ${wrong.join(", ")}`);
 }
@@ -259,28 +230,10 @@ function requireExpressible(config: ModelConfig): void {
 function writeWindow(config: ModelConfig): Record<string, unknown> {
   const { architecture, slidingWindow } = config;
   if (architecture === "mistral" || architecture === "mixtral") return { sliding_window: slidingWindow?.size ?? null };
-  if (architecture !== "qwen2" && architecture !== "qwen3") return {};
+  if (!architecture.startsWith("qwen")) return {};
   return {
     use_sliding_window: slidingWindow !== null,
     sliding_window: slidingWindow?.size ?? null,
     max_window_layers: slidingWindow?.firstLayer ?? config.numLayers,
-  };
-}
-function writeMoe(moe: MoeConfig, architecture: Architecture): Record<string, unknown> {
-  if (architecture === "mixtral") {
-    return { num_local_experts: moe.numExperts, num_experts_per_tok: moe.topK };
-  }
-  const norm = moe.gateNormalization;
-  return {
-    num_experts: [moe.numExperts],
-    num_experts_per_tok: moe.topK,
-    moe_expert_interval: moe.layerInterval,
-    moe_use_skywork_gating: moe.scoring === "softmaxOfTopK",
-    moe_2layer_gate: false,
-    moe_use_logits_norm: norm !== null,
-    moe_gate_norm_std: norm?.lambda ?? 1,
-    ...(norm !== null && norm.eps !== 0 ? { moe_gate_norm_eps: norm.eps } : {}),
-    ...(norm !== null && !norm.unbiased ? { moe_gate_norm_unbiased: false } : {}),
-    moe_feature_no_mul_topk: moe.inputScale === 1,
   };
 }

@@ -1,5 +1,5 @@
 /** Published models and the small one of the quickstart, as configurations. Sizes are from the releases' `config.json`. */
-import type { ModelConfig } from "./model.ts";
+import { plainRouting, type ModelConfig } from "./model.ts";
 
 const llamaLike = {
   architecture: "llama",
@@ -8,7 +8,7 @@ const llamaLike = {
   ropeScaling: null,
   tiedEmbeddings: false,
   qkvBias: false,
-  qkNorm: false,
+  qkNorm: "none",
   slidingWindow: null,
   moe: null,
   initStd: 0.02,
@@ -76,13 +76,11 @@ export const modelPresets = {
     vocabSize: 65_532,
     maxPositions: 8192,
     moe: {
+      ...plainRouting,
       numExperts: 16,
       topK: 2,
       expertFfnSize: 12_288,
-      layerInterval: 1,
       gateNormalization: { lambda: 1, eps: 0, unbiased: true },
-      scoring: "softmax",
-      inputScale: 1,
     },
   },
   /** Mixtral 8x7B (arXiv 2401.04088): 46.70B parameters, 12.88B active. */
@@ -98,7 +96,7 @@ export const modelPresets = {
     headDim: 128,
     ropeTheta: 1_000_000,
     maxPositions: 32_768,
-    moe: { numExperts: 8, topK: 2, expertFfnSize: 14_336, layerInterval: 1, gateNormalization: null, scoring: "softmax", inputScale: 1 },
+    moe: { ...plainRouting, numExperts: 8, topK: 2, expertFfnSize: 14_336 },
   },
 } as const satisfies Readonly<Record<string, ModelConfig>>;
 

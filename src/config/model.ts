@@ -9,8 +9,25 @@ import * as z from "zod";
 import { didYouMean } from "../util/nearest.ts";
 import { MoeError } from "../util/errors.ts";
 
+/**
+ * What a router does beside its choice in the plain case, Mixtral's: softmax, top-k, weights that sum to 1, nothing else. To be
+ * spread into a `MoeConfig` that says only where it differs.
+ */
+export const plainRouting = {
+  layerInterval: 1,
+  gateNormalization: null,
+  scoring: "softmax",
+  renormalize: true,
+  routedScale: 1,
+  groups: null,
+  gateLayers: 1,
+  selectionBias: false,
+  inputScale: 1,
+  sharedExpert: null,
+} as const satisfies Partial<MoeConfig>;
+
 /** Families we build. `skywork` is Skywork-13B (Llama under another name); SmolLM2 is a `llama` with tied embeddings. */
-export const architectures = ["llama", "mistral", "qwen2", "qwen3", "skywork", "mixtral", "skywork_moe"] as const;
+export const architectures = ["llama", "mistral", "qwen2", "qwen3", "skywork", "mixtral", "skywork_moe", "qwen2_moe", "qwen3_moe", "olmoe"] as const;
 export type Architecture = (typeof architectures)[number];
 
 const count = z.int().min(1);
@@ -50,6 +67,14 @@ const gateNormalizationSchema = z.strictObject({
   unbiased: z.boolean(),
 });
 
+const groupsSchema = z.strictObject({ numGroups: count, topGroups: count });
+const sharedExpertSchema = z.strictObject({
+  ffnSize: count,
+  /** Its output is multiplied by sigmoid(x . w), w a learned vector (Qwen2-MoE). */
+  gate: z.boolean(),
+  /** Its output is multiplied by this. */
+  scale: positive,
+});
 const moeSchema = z.strictObject({
   numExperts: count,
   topK: count,
@@ -60,12 +85,27 @@ const moeSchema = z.strictObject({
   /** Gating logit normalization (arXiv 2406.06563, section 4.1), or null. */
   gateNormalization: gateNormalizationSchema.nullable(),
   /**
-   * What the balance losses see: the softmax over all experts, or over the chosen ones. Combine weights are the same
-   * (both are renormalized over the chosen).
+   * Scores of the experts from the (normalized) logits: the softmax over all of them, over the chosen ones only, or a sigmoid of
+   * each. Combine weights are the chosen experts' scores.
    */
-  scoring: z.enum(["softmax", "softmaxOfTopK"]),
+  scoring: z.enum(["softmax", "softmaxOfTopK", "sigmoid"]),
+  /** Combine weights are divided by their sum over the chosen (`norm_topk_prob`). */
+  renormalize: z.boolean(),
+  /** Factor of the combine weights after that (`routed_scaling_factor`): 1 almost everywhere. */
+  routedScale: positive,
+  /**
+   * Group-limited routing (DeepSeek-V3, arXiv 2412.19437): the experts are `numGroups` equal runs, and a token chooses among those of
+   * the `topGroups` best groups only. A group's score is the sum of its two best experts' (of one, where it has one).
+   */
+  groups: groupsSchema.nullable(),
+  /** 1: one matrix. 2: Linear(H, 8E), tanh, Linear(8E, E), without biases (`moe_2layer_gate`). */
+  gateLayers: z.union([z.literal(1), z.literal(2)]),
+  /** A number an expert that is added to its score for choosing only (loss-free balancing, arXiv 2408.15664). No gradient. */
+  selectionBias: z.boolean(),
   /** The experts' input is multiplied by this: 1, or top-k (`moe_feature_no_mul_topk: false`). */
   inputScale: positive,
+  /** An expert that every token uses, besides the chosen. */
+  sharedExpert: sharedExpertSchema.nullable(),
 });
 
 const modelSchema = z.strictObject({
@@ -88,8 +128,8 @@ const modelSchema = z.strictObject({
   tiedEmbeddings: z.boolean(),
   /** Biases of the query, key and value projections. */
   qkvBias: z.boolean(),
-  /** RMSNorm of each query and key head before the rotation. */
-  qkNorm: z.boolean(),
+  /** RMSNorm of queries and keys before the rotation: of each head by itself (Qwen3), or of all heads together (OLMoE). */
+  qkNorm: z.enum(["none", "head", "all"]),
   /** In layers from `firstLayer` on, a query sees its own key and the `size - 1` before it. */
   slidingWindow: z.strictObject({ size: count, firstLayer: z.int().min(0) }).nullable(),
   moe: moeSchema.nullable(),
@@ -102,6 +142,8 @@ const modelSchema = z.strictObject({
 
 export type RopeScaling = Readonly<z.infer<typeof ropeScalingSchema>>;
 export type GateNormalization = Readonly<z.infer<typeof gateNormalizationSchema>>;
+export type ExpertGroups = Readonly<z.infer<typeof groupsSchema>>;
+export type SharedExpertConfig = Readonly<z.infer<typeof sharedExpertSchema>>;
 export type MoeConfig = Readonly<z.infer<typeof moeSchema>>;
 export type ModelConfig = Readonly<z.infer<typeof modelSchema>>;
 
@@ -125,6 +167,8 @@ function issueText(issue: z.core.$ZodIssue): string {
 function knownKeys(path: readonly PropertyKey[]): string[] {
   const nested: Readonly<Record<string, readonly string[]>> = {
     moe: Object.keys(moeSchema.shape),
+    "moe.groups": Object.keys(groupsSchema.shape),
+    "moe.sharedExpert": Object.keys(sharedExpertSchema.shape),
     "moe.gateNormalization": Object.keys(gateNormalizationSchema.shape),
     slidingWindow: ["size", "firstLayer"],
     ropeScaling: ropeScalingSchema.options.flatMap((option) => Object.keys(option.shape)),
@@ -171,6 +215,22 @@ function moeRules(moe: MoeConfig, c: ModelConfig): Rule[] {
     [
       moe.gateNormalization === null || moe.numExperts > 1,
       `moe.gateNormalization with moe.numExperts ${moe.numExperts}: one logit has no standard deviation`,
+    ],
+    [
+      moe.scoring !== "softmaxOfTopK" || moe.renormalize,
+      "moe.scoring softmaxOfTopK with moe.renormalize false: a softmax over the chosen sums to 1 (write true)",
+    ],
+    ...(moe.groups === null ? [] : groupRules(moe.groups, moe)),
+  ];
+}
+function groupRules({ numGroups, topGroups }: ExpertGroups, { numExperts, topK }: MoeConfig): Rule[] {
+  const reachable = (topGroups * numExperts) / numGroups;
+  return [
+    [numExperts % numGroups === 0, `moe.numExperts ${numExperts} is not a multiple of moe.groups.numGroups ${numGroups}`],
+    [topGroups <= numGroups, `moe.groups.topGroups ${topGroups} is above moe.groups.numGroups ${numGroups}`],
+    [
+      topK <= reachable,
+      `moe.topK ${topK} is above the ${reachable} experts of moe.groups.topGroups ${topGroups} groups of ${numExperts / numGroups}`,
     ],
   ];
 }

@@ -1,5 +1,5 @@
 /** From parameters by name to the modules of a layer. */
-import { hasExperts, windowOfLayer, type ModelConfig } from "../config/model.ts";
+import { hasExperts, windowOfLayer, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { Attention, Block, Experts, FeedForward, Linear, MoeBlock, RmsNorm, Router } from "../nn/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -42,8 +42,8 @@ export function buildLayer(parameters: ParameterMap, config: ModelConfig, layer:
       key: projection("key"),
       value: projection("value"),
       output: new Linear(get("attention.output.weight")),
-      queryNorm: config.qkNorm ? norm("attention.queryNorm") : null,
-      keyNorm: config.qkNorm ? norm("attention.keyNorm") : null,
+      queryNorm: config.qkNorm !== "none" ? norm("attention.queryNorm") : null,
+      keyNorm: config.qkNorm !== "none" ? norm("attention.keyNorm") : null,
     },
     { numHeads: config.numHeads, numKvHeads: config.numKvHeads, headDim: config.headDim, window: windowOfLayer(config, layer) },
   );
@@ -64,7 +64,22 @@ function buildFeedForward(get: (name: string) => Tensor, config: ModelConfig, la
       new Linear(get("feedForward.down.weight")),
     );
   }
+  requireBuilt(moe);
   const router = new Router(new Linear(get("moe.router.weight")), { topK: moe.topK, normalization: moe.gateNormalization });
   const experts = new Experts(get("moe.experts.gate"), get("moe.experts.up"), get("moe.experts.down"));
   return new MoeBlock(router, experts, moe.inputScale);
+}
+
+/** What the router and the block do not do yet must not be passed over. */
+function requireBuilt(moe: MoeConfig): void {
+  const missing = [
+    moe.scoring === "sigmoid" && "moe.scoring sigmoid",
+    !moe.renormalize && "moe.renormalize false",
+    moe.routedScale !== 1 && `moe.routedScale ${moe.routedScale}`,
+    moe.groups !== null && "moe.groups",
+    moe.gateLayers !== 1 && `moe.gateLayers ${moe.gateLayers}`,
+    moe.selectionBias && "moe.selectionBias",
+    moe.sharedExpert !== null && "moe.sharedExpert",
+  ].filter((name) => name !== false);
+  if (missing.length > 0) throw new MoeError("unsupported", `building a model with ${missing.join(", ")}`);
 }

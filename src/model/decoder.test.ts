@@ -38,7 +38,7 @@ const smallMoe: ModelConfig = {
   architecture: "skywork_moe",
   tiedEmbeddings: false,
   slidingWindow: { size: 30, firstLayer: 1 },
-  qkNorm: true,
+  qkNorm: "head",
   qkvBias: true,
   moe: { ...modelPresets["skywork-moe"].moe, numExperts: 5, expertFfnSize: 12, layerInterval: 2 },
 };

@@ -238,7 +238,7 @@ test("a model that its family's config.json cannot express is refused before any
     numHeads: 1,
     numKvHeads: 1,
     headDim: 4,
-    qkNorm: true,
+    qkNorm: "head",
   };
   using model = Decoder.initialize(anyEngine(), config, { dtype: "f32", seed: 0 });
   expect(thrown(() => saveModel(model, join(folder, "out"))).message).toMatch(/qkNorm true/);

@@ -7,7 +7,7 @@
  * rounding them costs more than it saves.
  */
 import { dtypeCodes, type DType } from "../backend/kernels.ts";
-import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { hasExperts, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { numElements, type Engine, type Shape, type Tensor } from "../tensor/index.ts";
 import { Random } from "../util/random.ts";
 
@@ -23,16 +23,18 @@ export interface ParameterSpec {
   readonly init: "normal" | "ones" | "zeros";
   /** Matrices decay in AdamW; norms and biases do not. */
   readonly decays: boolean;
+  /** False for a buffer that no gradient reaches: the bias that a router chooses with (`moe.router.bias`). */
+  readonly trains: boolean;
 }
 
 /** All parameters of a model. A tied embedding is one parameter, `embedding.weight`. */
 export function parameterSpecs(config: ModelConfig, dtype: ModelDType): ParameterSpec[] {
   const specs: ParameterSpec[] = [];
   const matrix = (name: string, ...shape: number[]): void => {
-    specs.push({ name, shape, dtype, init: "normal", decays: true });
+    specs.push({ name, shape, dtype, init: "normal", decays: true, trains: true });
   };
   const norm = (name: string, size: number): void => {
-    specs.push({ name, shape: [size], dtype: "f32", init: "ones", decays: false });
+    specs.push({ name, shape: [size], dtype: "f32", init: "ones", decays: false, trains: true });
   };
   const { hiddenSize: H, vocabSize } = config;
   matrix("embedding.weight", vocabSize, H);
@@ -44,8 +46,9 @@ export function parameterSpecs(config: ModelConfig, dtype: ModelDType): Paramete
 
 function layerSpecs(specs: ParameterSpec[], config: ModelConfig, dtype: ModelDType, layer: number): void {
   const { hiddenSize: H, headDim, moe } = config;
-  const add = (name: string, shape: Shape, init: ParameterSpec["init"], type: ModelDType): void => {
-    specs.push({ name: `layers.${layer}.${name}`, shape, dtype: type, init, decays: init === "normal" });
+  const add: AddSpec = (name, shape, init, type) => {
+    const trains = name !== "moe.router.bias";
+    specs.push({ name: `layers.${layer}.${name}`, shape, dtype: type, init, decays: init === "normal", trains });
   };
   const projection = (name: string, N: number, K: number, bias: boolean): void => {
     add(`attention.${name}.weight`, [N, K], "normal", dtype);
@@ -56,22 +59,35 @@ function layerSpecs(specs: ParameterSpec[], config: ModelConfig, dtype: ModelDTy
   projection("key", config.numKvHeads * headDim, H, config.qkvBias);
   projection("value", config.numKvHeads * headDim, H, config.qkvBias);
   projection("output", H, config.numHeads * headDim, false);
-  if (config.qkNorm) {
-    add("attention.queryNorm.weight", [headDim], "ones", "f32");
-    add("attention.keyNorm.weight", [headDim], "ones", "f32");
+  if (config.qkNorm !== "none") {
+    const all = config.qkNorm === "all";
+    add("attention.queryNorm.weight", [all ? config.numHeads * headDim : headDim], "ones", "f32");
+    add("attention.keyNorm.weight", [all ? config.numKvHeads * headDim : headDim], "ones", "f32");
   }
   add("feedForwardNorm.weight", [H], "ones", "f32");
-  if (moe !== null && hasExperts(config, layer)) {
-    const [E, F] = [moe.numExperts, moe.expertFfnSize];
-    add("moe.router.weight", [E, H], "normal", "f32");
-    add("moe.experts.gate", [E, F, H], "normal", dtype);
-    add("moe.experts.up", [E, F, H], "normal", dtype);
-    add("moe.experts.down", [E, H, F], "normal", dtype);
-  } else {
+  if (moe !== null && hasExperts(config, layer)) moeSpecs(add, moe, H, dtype);
+  else {
     add("feedForward.gate.weight", [config.ffnSize, H], "normal", dtype);
     add("feedForward.up.weight", [config.ffnSize, H], "normal", dtype);
     add("feedForward.down.weight", [H, config.ffnSize], "normal", dtype);
   }
+}
+
+type AddSpec = (name: string, shape: Shape, init: ParameterSpec["init"], type: ModelDType) => void;
+
+function moeSpecs(add: AddSpec, moe: MoeConfig, H: number, dtype: ModelDType): void {
+  const { numExperts: E, expertFfnSize: F, sharedExpert } = moe;
+  if (moe.gateLayers === 2) add("moe.router.hidden.weight", [8 * E, H], "normal", "f32");
+  add("moe.router.weight", [E, moe.gateLayers === 2 ? 8 * E : H], "normal", "f32");
+  if (moe.selectionBias) add("moe.router.bias", [E], "zeros", "f32");
+  add("moe.experts.gate", [E, F, H], "normal", dtype);
+  add("moe.experts.up", [E, F, H], "normal", dtype);
+  add("moe.experts.down", [E, H, F], "normal", dtype);
+  if (sharedExpert === null) return;
+  add("moe.shared.gate.weight", [sharedExpert.ffnSize, H], "normal", dtype);
+  add("moe.shared.up.weight", [sharedExpert.ffnSize, H], "normal", dtype);
+  add("moe.shared.down.weight", [H, sharedExpert.ffnSize], "normal", dtype);
+  if (sharedExpert.gate) add("moe.shared.router.weight", [1, H], "normal", "f32");
 }
 
 /** Makes `tensor` a trainable parameter of this name. The caller keeps owning it. */
@@ -95,7 +111,8 @@ export function initialParameters(
 ): Map<string, Tensor> {
   const parameters = new Map<string, Tensor>();
   for (const [index, spec] of specs.entries()) {
-    const tensor = asParameter(engine.detached(spec.shape, spec.dtype), spec.name);
+    const tensor = engine.detached(spec.shape, spec.dtype);
+    if (spec.trains) asParameter(tensor, spec.name);
     parameters.set(spec.name, tensor);
     if (spec.init === "normal") fillNormal(tensor, Random.keyed(options.seed, index), options.initStd);
     else if (spec.init === "zeros") engine.fillZero(tensor);

@@ -4,7 +4,7 @@
  */
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { modelPresets } from "../config/model-presets.ts";
-import type { ModelConfig } from "../config/model.ts";
+import { plainRouting, type ModelConfig } from "../config/model.ts";
 import type { RunConfigInput } from "../config/run.ts";
 import { dataOf, type RecipeInputs } from "./recipe.ts";
 
@@ -47,13 +47,11 @@ export function tinyMoe(inputs: RecipeInputs): RunConfigInput {
     tiedEmbeddings: false,
     ffnSize: 128,
     moe: {
+      ...plainRouting,
       numExperts: 8,
       topK: 2,
       expertFfnSize: 128,
-      layerInterval: 1,
       gateNormalization: { lambda: 1, eps: 1e-6, unbiased: true },
-      scoring: "softmax",
-      inputScale: 1,
     },
   });
 }

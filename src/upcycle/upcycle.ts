@@ -13,7 +13,7 @@ import { fromFloat32 } from "../checkpoint/dtypes.ts";
 import { createModelWeights, type TensorDeclaration } from "../checkpoint/safetensors-writer.ts";
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
-import { checkModelConfig, type ModelConfig } from "../config/model.ts";
+import { checkModelConfig, plainRouting, type ModelConfig } from "../config/model.ts";
 import {
   generationConfig,
   huggingFacePieces,
@@ -82,13 +82,12 @@ export function upcycledConfig(dense: ModelConfig, options: UpcycleOptions): Mod
     ...dense,
     architecture: target,
     moe: {
+      ...plainRouting,
       numExperts: options.numExperts,
       topK: options.topK,
       expertFfnSize: dense.ffnSize,
       layerInterval: options.layerInterval ?? 1,
       gateNormalization: normalize && options.numExperts > 1 ? { lambda: 1, eps: 1e-6, unbiased: true } : null,
-      scoring: "softmax",
-      inputScale: 1,
     },
   });
   toHuggingFaceConfig(config, "float32");

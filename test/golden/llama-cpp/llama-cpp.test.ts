@@ -39,7 +39,7 @@ const families: Readonly<Record<string, { config: Omit<ModelConfig, "vocabSize">
   llama: { config: { ...llama, ...tiny, tiedEmbeddings: false }, tokenizer: "hf-llama" },
   "llama tied": { config: { ...llama, ...tiny, tiedEmbeddings: true }, tokenizer: "hf-smollm" },
   qwen2: { config: { ...llama, ...tiny, architecture: "qwen2", qkvBias: true }, tokenizer: "hf-qwen2" },
-  qwen3: { config: { ...llama, ...tiny, architecture: "qwen3", qkNorm: true, headDim: 24 }, tokenizer: "hf-qwen2" },
+  qwen3: { config: { ...llama, ...tiny, architecture: "qwen3", qkNorm: "head", headDim: 24 }, tokenizer: "hf-qwen2" },
   mixtral: { config: { ...mixtral, ...tiny, moe: { ...mixtral.moe, numExperts: 4, topK: 2, expertFfnSize: 96 } }, tokenizer: "hf-llama" },
 };
 /** What llama.cpp's own arithmetic leaves: it rounds activations too where weights have 16 bits. */

@@ -89,7 +89,7 @@ const mutations: readonly Mutation[] = [
   { left: "one norm weight", models: goldenNames, weights: (model) => fill(model, /^layers\.0\.feedForwardNorm\.weight$/, 1) },
   { left: "biases", models: ["qwen2"], weights: (model) => fill(model, /\.bias$/, 0) },
   { left: "the value bias", models: ["qwen2"], weights: (model) => fill(model, /value\.bias$/, 0) },
-  { left: "QK norm", models: ["qwen3"], config: (c) => ({ ...c, qkNorm: false }) },
+  { left: "QK norm", models: ["qwen3"], config: (c) => ({ ...c, qkNorm: "none" }) },
   { left: "the weights of the query norm", models: ["qwen3"], weights: (model) => fill(model, /queryNorm\.weight$/, 1) },
   { left: "the window", models: ["mistral", "qwen2"], config: (c) => ({ ...c, slidingWindow: null }) },
   {
@@ -137,7 +137,7 @@ function engineOf(name: BackendName): Engine {
 /** The same weights under another configuration (parameters that it does not have are left out). */
 function mutate(model: Decoder, change: (config: ModelConfig) => ModelConfig): Decoder {
   const config = change(model.config);
-  const kept = [...model.parameters].filter(([name]) => config.qkNorm || !/(query|key)Norm/.test(name));
+  const kept = [...model.parameters].filter(([name]) => config.qkNorm !== "none" || !/(query|key)Norm/.test(name));
   return new Decoder(model.engine, config, model.dtype, new Map(kept.map(([name, tensor]) => [name, tensor.retain()])));
 }
 function fill(model: Decoder, pattern: RegExp, value: number): void {
