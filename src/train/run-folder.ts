@@ -9,9 +9,18 @@ import { fileError, MoeError } from "../util/errors.ts";
 import { removeTemporaries, systemError, writeFileAtomically } from "../util/files.ts";
 import { listCheckpoints } from "./checkpoint.ts";
 
+/** Makes the run folder where there is none. Throws `resource`, `file`. */
+export function makeRunFolder(runFolder: string): void {
+  try {
+    mkdirSync(join(runFolder, "checkpoints"), { recursive: true });
+  } catch (error) {
+    throw systemError(runFolder, "a folder for the run", error);
+  }
+}
+
 /**
- * Makes the run folder and returns the checkpoint to resume from, or null for a fresh start. Throws `configuration` for a
- * folder that has a run when `resume` is false.
+ * Tidies a run folder that this process has locked and returns the checkpoint to resume from, or null for a fresh start.
+ * Throws `configuration` for a folder that has a run when `resume` is false.
  */
 export function openRunFolder(runFolder: string, resume: boolean): string | null {
   const newest = listCheckpoints(runFolder).at(-1) ?? null;
@@ -22,7 +31,6 @@ export function openRunFolder(runFolder: string, resume: boolean): string | null
     );
   }
   try {
-    mkdirSync(join(runFolder, "checkpoints"), { recursive: true });
     removeTemporaries(join(runFolder, "checkpoints"));
     removeTemporaries(runFolder);
     if (newest === null) rmSync(metricsPath(runFolder), { force: true });

@@ -25,9 +25,11 @@ import {
   type TrainingState,
 } from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
+import { lockRunFolder } from "./lock.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
-import { appendMetrics, changedFields, openRunFolder, readRunConfig, truncateMetrics, writeRunConfig } from "./run-folder.ts";
+import { appendMetrics, changedFields, makeRunFolder, openRunFolder, readRunConfig, truncateMetrics, writeRunConfig } from "./run-folder.ts";
+import { TimeLeft } from "./time-left.ts";
 import { runTokenizer } from "./tokenizer.ts";
 import { Trainer, type StepMetrics } from "./trainer.ts";
 
@@ -62,7 +64,7 @@ export interface TrainResult {
 
 /**
  * Runs a configuration to its last step. Throws `configuration`, `file`, `resource` (disk, a loss that is not finite, a
- * signal while the text was still being read).
+ * signal while the text was still being read, another process that trains in this folder).
  *
  * ```ts
  * const result = await train({ engine, config: parseRunConfig(recipe), runFolder: "runs/first" });
@@ -70,6 +72,8 @@ export interface TrainResult {
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const { config, runFolder, engine, signal, onEvent, resume = false } = options;
+  makeRunFolder(runFolder);
+  using _lock = lockRunFolder(runFolder);
   const checkpoint = openRunFolder(runFolder, resume);
   const state = checkpoint === null ? null : readCheckpointState(checkpoint);
   if (checkpoint !== null) warnOfChanges(options, checkpoint);
@@ -103,6 +107,7 @@ class Run {
   readonly #data: RunData;
   readonly #writeTokenizer: (folder: string) => void;
   readonly #evaluations: Record<string, Evaluation> = {};
+  readonly #timeLeft: TimeLeft;
   /** The checkpoint of the state as it is now, if there is one. */
   #saved: string | null;
 
@@ -112,21 +117,19 @@ class Run {
     this.#data = data;
     this.#saved = saved;
     this.#writeTokenizer = writeTokenizer;
+    this.#timeLeft = new TimeLeft(options.config, Array.from(data.validation.values(), (set) => set.numSequences));
   }
 
   async toTheEnd(): Promise<TrainResult> {
     const { config, signal, onEvent } = this.#options;
     const trainer = this.#trainer;
     onEvent?.({ type: "start", state: trainer.state, numSteps: config.numSteps, peakFlops: trainer.peakFlops ?? 0 });
-    const recentSeconds: number[] = [];
     while (trainer.state.step < config.numSteps && signal?.aborted !== true) {
       const metrics = trainer.step();
       this.#saved = null;
-      recentSeconds.push(metrics.seconds);
-      if (recentSeconds.length > 20) recentSeconds.shift();
-      const secondsLeft = (recentSeconds.reduce((a, b) => a + b, 0) / recentSeconds.length) * (config.numSteps - metrics.step);
+      this.#timeLeft.step(metrics.seconds);
       if (isDue(metrics.step, config.logIntervalSteps) || metrics.step === config.numSteps) this.#log({ type: "step", ...metrics });
-      onEvent?.({ type: "step", metrics, secondsLeft });
+      onEvent?.({ type: "step", metrics, secondsLeft: this.#timeLeft.after(metrics.step) });
       // Lets signals and streams be heard between steps, and between a step and an evaluation.
       await nextTurn();
       if (metrics.step < config.numSteps) {
@@ -144,20 +147,28 @@ class Run {
   async #evaluate(): Promise<void> {
     const { config, onEvent } = this.#options;
     const { step } = this.#trainer.state;
+    let seconds = 0;
     for (const [name, dataset] of this.#data.validation) {
+      const started = performance.now();
       const evaluation = evaluateSet(this.#trainer, dataset, config);
+      seconds += (performance.now() - started) / 1000;
+      // Told before it is written: JSON has no NaN.
+      if (!Number.isFinite(evaluation.loss)) throw notFinite(step, name, evaluation.loss, this.#saved);
       this.#evaluations[name] = evaluation;
       this.#log({ type: "evaluation", step, name, ...evaluation });
       onEvent?.({ type: "evaluation", step, name, evaluation });
       await nextTurn();
     }
+    this.#timeLeft.evaluation(seconds);
   }
   #save(): string {
     const { runFolder, config, onEvent } = this.#options;
+    const started = performance.now();
     const { model, optimizer, state: training } = this.#trainer;
     const state: CheckpointState = { training, precision: config.precision, dataFingerprint: this.#data.fingerprint };
     const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
+    this.#timeLeft.save((performance.now() - started) / 1000);
     onEvent?.({ type: "checkpoint", folder });
     return folder;
   }
@@ -169,6 +180,12 @@ class Run {
 function evaluateSet(trainer: Trainer, dataset: Dataset, config: RunConfig): Evaluation {
   const { maxSequences } = config.evaluation;
   return evaluate(trainer.model, dataset, { maxSequences, batchSequences: config.microBatchSequences });
+}
+
+function notFinite(step: number, name: string, loss: number, saved: string | null): MoeError {
+  const checkpoint = saved === null ? "This step was not saved: go on from the last checkpoint" : `The weights are in ${saved}`;
+  const advice = `${checkpoint}; try a lower learning rate or more warm-up`;
+  return new MoeError("resource", `step ${step}: the validation loss of ${name} is ${loss}. ${advice}`);
 }
 
 /** Whether something that happens every `interval` steps (0: never) happens after `step`. */
