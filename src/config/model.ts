@@ -27,7 +27,18 @@ export const plainRouting = {
 } as const satisfies Partial<MoeConfig>;
 
 /** Families we build. `skywork` is Skywork-13B (Llama under another name); SmolLM2 is a `llama` with tied embeddings. */
-export const architectures = ["llama", "mistral", "qwen2", "qwen3", "skywork", "mixtral", "skywork_moe", "qwen2_moe", "qwen3_moe", "olmoe"] as const;
+export const architectures = [
+  "llama",
+  "mistral",
+  "qwen2",
+  "qwen3",
+  "skywork",
+  "mixtral",
+  "skywork_moe",
+  "qwen2_moe",
+  "qwen3_moe",
+  "olmoe",
+] as const;
 export type Architecture = (typeof architectures)[number];
 
 const count = z.int().min(1);

@@ -65,8 +65,8 @@ export function exportModel(modelPath: string, outFile: string, options: ExportO
 function oneByOne(source: ModelSource): HuggingFaceSource {
   const tensors = new Map<string, { shape: readonly number[]; storedName: string; firstElement: number }>();
   for (const spec of parameterSpecs(source.config, "f32")) {
-    const stored = huggingFacePieces(spec, source.layout);
-    for (const { name, shape, offset } of huggingFacePieces(spec, "per-expert")) {
+    const stored = huggingFacePieces(spec, source.layout, source.config);
+    for (const { name, shape, offset } of huggingFacePieces(spec, "per-expert", source.config)) {
       // Stored pieces are one an expert, or the whole stack.
       const holder = stored.find((piece) => piece.offset <= offset && offset < piece.offset + piece.numElements);
       if (holder === undefined) throw new MoeError("internal", `no stored tensor holds ${name}`);

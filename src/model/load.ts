@@ -51,9 +51,9 @@ export function loadParameters(
   const parameters = new Map<string, Tensor>();
   try {
     for (const spec of specs) {
-      const pieces = huggingFacePieces(spec, source.layout);
+      const pieces = huggingFacePieces(spec, source.layout, source.config);
       const tensor = (maps === null ? null : mappedTensor(maps, source, spec, pieces)) ?? copiedTensor(engine, source, spec, pieces);
-      asParameter(tensor, spec.name).requiresGrad = !mapped;
+      if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);
     }
   } catch (error) {

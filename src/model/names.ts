@@ -3,11 +3,15 @@
  * pieces (one an expert). A piece is a run of elements of a file's tensor that is a run of elements of ours, so loading and
  * saving copy runs and know nothing else.
  *
- * Mixtral exists twice: per-expert tensors (`block_sparse_moe.experts.{e}.w1`, the released files) and fused ones
- * (`mlp.experts.gate_up_proj` [E, 2F, H], gate before up, and `mlp.experts.down_proj`, transformers 5). Both are read; the
- * first is written, because everything reads it.
+ * Families with experts exist twice: per-expert tensors (the released files) and fused ones (transformers 5 in memory, and some
+ * files: `mlp.experts.gate_up_proj` [E, 2F, H], gate before up, and `mlp.experts.down_proj`). Both are read; the first is
+ * written, because everything reads it. Per expert, Mixtral and Skywork-MoE say `block_sparse_moe.experts.{e}.w1` (gate), `w3`
+ * (up), `w2` (down), the Qwen families and OLMoE `mlp.experts.{e}.gate_proj`, `up_proj`, `down_proj`.
+ *
+ * The two-layer gate of Skywork-MoE is a sequence of three modules, so `gate.0` and `gate.2`. What its release does not have
+ * (shared expert, bias for choosing) is named as others name it, under `block_sparse_moe`.
  */
-import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { hasExperts, type Architecture, type ModelConfig } from "../config/model.ts";
 import { numElements, type Shape } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { ParameterSpec } from "./parameters.ts";
@@ -48,11 +52,38 @@ const inLayer: Readonly<Record<string, string>> = {
   "feedForward.up.weight": "mlp.up_proj.weight",
   "feedForward.down.weight": "mlp.down_proj.weight",
 };
-/** Matrix of one expert in the per-expert layout. */
-const expertMatrix: Readonly<Record<string, string>> = { "moe.experts.gate": "w1", "moe.experts.up": "w3", "moe.experts.down": "w2" };
+/** What a family calls the block of experts, and the matrices of one. */
+interface BlockNames {
+  readonly block: string;
+  readonly experts: Readonly<Record<string, string>>;
+}
+const mixtralNames: BlockNames = {
+  block: "block_sparse_moe",
+  experts: { "moe.experts.gate": "w1", "moe.experts.up": "w3", "moe.experts.down": "w2" },
+};
+const qwenNames: BlockNames = {
+  block: "mlp",
+  experts: { "moe.experts.gate": "gate_proj", "moe.experts.up": "up_proj", "moe.experts.down": "down_proj" },
+};
+function blockNames(architecture: Architecture): BlockNames {
+  return architecture === "mixtral" || architecture === "skywork_moe" ? mixtralNames : qwenNames;
+}
+/** Parts of a block that are one tensor each, beside the gate of one layer. */
+const inBlock: Readonly<Record<string, string>> = {
+  "moe.router.hidden.weight": "gate.0.weight",
+  "moe.router.bias": "gate.e_score_correction_bias",
+  "moe.shared.gate.weight": "shared_expert.gate_proj.weight",
+  "moe.shared.up.weight": "shared_expert.up_proj.weight",
+  "moe.shared.down.weight": "shared_expert.down_proj.weight",
+  "moe.shared.router.weight": "shared_expert_gate.weight",
+};
 
-/** Where a parameter lies in a checkpoint of Hugging Face names. */
-export function huggingFacePieces(spec: ParameterSpec, layout: ExpertLayout): Piece[] {
+/** Where a parameter of a model with this configuration lies in a checkpoint of Hugging Face names. */
+export function huggingFacePieces(
+  spec: ParameterSpec,
+  layout: ExpertLayout,
+  { architecture, moe }: Pick<ModelConfig, "architecture" | "moe">,
+): Piece[] {
   const whole = (name: string): Piece[] => [{ name, shape: spec.shape, fileOffset: 0, offset: 0, numElements: numElements(spec.shape) }];
   const top = topLevel[spec.name];
   if (top !== undefined) return whole(top);
@@ -60,13 +91,16 @@ export function huggingFacePieces(spec: ParameterSpec, layout: ExpertLayout): Pi
   const prefix = `model.layers.${layer}`;
   const plain = inLayer[rest];
   if (plain !== undefined) return whole(`${prefix}.${plain}`);
-  if (rest === "moe.router.weight")
-    return whole(layout === "fused" ? `${prefix}.mlp.gate.weight` : `${prefix}.block_sparse_moe.gate.weight`);
-  const matrix = expertMatrix[rest];
+  const { block, experts } = blockNames(architecture);
+  const mlp = `${prefix}.${layout === "fused" ? "mlp" : block}`;
+  if (rest === "moe.router.weight") return whole(`${mlp}.${moe?.gateLayers === 2 ? "gate.2.weight" : "gate.weight"}`);
+  const part = inBlock[rest];
+  if (part !== undefined) return whole(`${mlp}.${part}`);
+  const matrix = experts[rest];
   if (matrix === undefined) throw new MoeError("internal", `no Hugging Face name for parameter ${spec.name}`);
-  if (layout === "per-expert") return perExpertPieces(spec, (e) => `${prefix}.block_sparse_moe.experts.${e}.${matrix}.weight`);
-  if (matrix === "w2") return whole(`${prefix}.mlp.experts.down_proj`);
-  return fusedPieces(spec, `${prefix}.mlp.experts.gate_up_proj`, matrix === "w1" ? 0 : 1);
+  if (layout === "per-expert") return perExpertPieces(spec, (e) => `${mlp}.experts.${e}.${matrix}.weight`);
+  if (rest === "moe.experts.down") return whole(`${mlp}.experts.down_proj`);
+  return fusedPieces(spec, `${mlp}.experts.gate_up_proj`, rest === "moe.experts.gate" ? 0 : 1);
 }
 
 function perExpertPieces({ shape }: ParameterSpec, nameOf: (expert: number) => string): Piece[] {

@@ -1,8 +1,7 @@
 /**
  * A model into a folder in Hugging Face form: `config.json`, `generation_config.json` and safetensors (sharded above 5 GB).
  * Parameters are written in the type they have in memory, so that loading gives the same bits back: matrices in the model's
- * dtype, norms, biases and router gates in f32. Experts go out one tensor each, under the names of the released Mixtral and
- * Skywork-MoE files.
+ * dtype, norms, biases and router gates in f32. Experts go out one tensor each, under the names of the family's released files.
  *
  * The tokenizer's files are not this layer's: whoever has them copies them beside.
  */
@@ -33,7 +32,7 @@ export function saveModel(model: Decoder, directory: string, { maxShardBytes }: 
   const configJson = toHuggingFaceConfig(model.config, model.dtype === "f32" ? "float32" : "bfloat16");
   const entries = parameterSpecs(model.config, model.dtype).flatMap((spec) => {
     const tensor = model.parameters.get(spec.name);
-    return tensor === undefined ? [] : huggingFacePieces(spec, "per-expert").map((piece) => ({ tensor, piece }));
+    return tensor === undefined ? [] : huggingFacePieces(spec, "per-expert", model.config).map((piece) => ({ tensor, piece }));
   });
   try {
     mkdirSync(directory, { recursive: true });

@@ -149,7 +149,7 @@ function owned(weights: Disposable, describe: () => Omit<ModelSource, typeof Sym
 /** Every tensor of the configuration, and nothing else that counts; gives the layout of the experts. */
 function checkTensors(weights: Pick<ModelSource, "path" | "tensors">, config: ModelConfig): ExpertLayout {
   const layout = expertLayoutOf(config, (name) => weights.tensors.has(name));
-  const pieces = parameterSpecs(config, "f32").flatMap((spec) => huggingFacePieces(spec, layout));
+  const pieces = parameterSpecs(config, "f32").flatMap((spec) => huggingFacePieces(spec, layout, config));
   const expected = new Set(pieces.map(({ name }) => name));
   const unexpected = [...weights.tensors.keys()].filter((name) => !expected.has(name) && !isIgnorableName(name, config));
   const scale = unexpected.find((name) => name.endsWith(".weight_scale"));

@@ -149,7 +149,7 @@ interface OutputTensor {
 
 function writeWeights(source: ModelSource, config: ModelConfig, options: Required<UpcycleOptions>, folder: string): TensorOrigin[] {
   const outputs: OutputTensor[] = parameterSpecs(config, options.dtype).flatMap((spec) =>
-    huggingFacePieces(spec, "per-expert").map((piece) => {
+    huggingFacePieces(spec, "per-expert", config).map((piece) => {
       const dtype = spec.dtype === "f32" ? ("F32" as const) : ("BF16" as const);
       return { spec, piece, declaration: { name: piece.name, dtype, shape: piece.shape } };
     }),

@@ -51,7 +51,7 @@ export function readGoldenGradients(name: GoldenName, model: Decoder): Map<strin
   const gradients = new Map<string, Float32Array>();
   for (const spec of parameterSpecs(model.config, "f32")) {
     const values = new Float32Array(spec.shape.reduce((n, size) => n * size, 1));
-    for (const piece of huggingFacePieces(spec, "per-expert")) {
+    for (const piece of huggingFacePieces(spec, "per-expert", model.config)) {
       file.readFloat32(piece.name, values.subarray(piece.offset, piece.offset + piece.numElements), piece.fileOffset);
     }
     gradients.set(spec.name, values);
