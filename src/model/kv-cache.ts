@@ -5,7 +5,7 @@
  * The element type may differ from the model's (bf16 halves the memory; f32 keeps a bf16 model's keys as they were). A token's result does not
  * depend on how its sequence was cut into calls, nor on what else is in the batch.
  *
- * Not here: sharing of prefixes, pages, and who runs when (`src/generate`).
+ * Not here: pages, and who shares which beginning when (`src/generate`, `src/eval`).
  */
 import { dtypeBytes, dtypeCodes } from "../backend/kernels.ts";
 import type { ModelConfig } from "../config/model.ts";
@@ -72,6 +72,24 @@ export class KvCache implements Disposable {
       throw new MoeError("configuration", `KV cache: truncating slot ${slot} of ${this.length(slot)} tokens to ${length}`);
     }
     this.#lengths[slot] = length;
+  }
+  /**
+   * Makes slot `to` begin as slot `from` does: its first `length` tokens, and no others. What a common beginning costs is then one copy
+   * instead of a forward pass. Throws `configuration` where `from` holds fewer tokens.
+   */
+  fork(from: number, to: number, length: number): void {
+    if (!(Number.isInteger(length) && length >= 0 && length <= this.length(from)))
+      throw new MoeError("configuration", `KV cache: forking ${length} tokens of slot ${from}, which holds ${this.length(from)}`);
+    this.truncate(to);
+    const { capacity } = this.options;
+    for (const { k_SC, v_SC } of this.#layers) {
+      for (const buffer of [k_SC, v_SC]) {
+        const rowBytes = buffer.dim(1) * dtypeBytes[buffer.dtype];
+        const [out, source] = [buffer.ptr + to * capacity * rowBytes, buffer.ptr + from * capacity * rowBytes];
+        if (from !== to && length > 0) this.#engine.backend.kernels.copyRows(out, source, length, rowBytes, rowBytes, rowBytes);
+      }
+    }
+    this.#lengths[to] = length;
   }
 
   /**
