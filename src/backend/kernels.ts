@@ -31,6 +31,7 @@ export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, i3
 export const kernelSignatures = {
   // ---- linear: legend M rows, K input features, N output features, E experts, R = offsets[E] rows of all experts
   linearForward: "ppppnnniii",
+  linearForwardMany: "ppppppppppnnnnniii",
   linearBackwardInput: "pppnnniiii",
   linearBackwardWeight: "pppnnniii",
   linearBackwardBias: "ppnnii",
@@ -86,6 +87,27 @@ export interface Kernels {
     bias: Ptr,
     M: number,
     N: number,
+    K: number,
+    xDtype: DTypeCode,
+    wDtype: DTypeCode,
+    outDtype: DTypeCode,
+  ): void;
+  /** Up to three linears of one x: out_i[M,N_i] = x[M,K] . w_i[N_i,K]^T + bias_i[N_i] (f32, or 0), each with the bits of linearForward. N_i 0: left out. */
+  linearForwardMany(
+    out0: Ptr,
+    out1: Ptr,
+    out2: Ptr,
+    x: Ptr,
+    w0: Ptr,
+    w1: Ptr,
+    w2: Ptr,
+    bias0: Ptr,
+    bias1: Ptr,
+    bias2: Ptr,
+    M: number,
+    N0: number,
+    N1: number,
+    N2: number,
     K: number,
     xDtype: DTypeCode,
     wDtype: DTypeCode,

@@ -5,7 +5,7 @@
  *
  * Legend: T tokens, H hidden, Q = query heads * headDim, C = key-value heads * headDim, S rows of keys and values.
  */
-import { attention, castTo, ropeInPlace, type Tensor } from "../tensor/index.ts";
+import { attention, castTo, linearMany, ropeInPlace, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";
 
@@ -54,11 +54,9 @@ export class Attention {
   forward(x_TH: Tensor, { positions, keyBase, keyEnd, ropeTable }: AttentionInput, cache: LayerCache | null = null): Tensor {
     const { query, key, value, output, queryNorm, keyNorm } = this.modules;
     const { headDim } = this.sizes;
-    const projected_TQ = query.forward(x_TH);
-    const projected_TC = key.forward(x_TH);
+    const [projected_TQ, projected_TC, v_TC] = linearMany(x_TH, [query, key, value]) as [Tensor, Tensor, Tensor];
     const q_TQ = queryNorm === null ? projected_TQ : queryNorm.forward(projected_TQ);
     const k_TC = keyNorm === null ? projected_TC : keyNorm.forward(projected_TC);
-    const v_TC = value.forward(x_TH);
     ropeInPlace(q_TQ, ropeTable, positions, headDim);
     ropeInPlace(k_TC, ropeTable, positions, headDim);
     const options = { ...this.sizes, keyBase, keyEnd, scale: 1 / Math.sqrt(headDim) };

@@ -3,7 +3,7 @@
  *
  * Legend: T tokens, H hidden, F width of the network.
  */
-import { swiglu, type Tensor } from "../tensor/index.ts";
+import { linearMany, swiglu, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 
 export class FeedForward {
@@ -20,6 +20,7 @@ export class FeedForward {
     this.down = down;
   }
   forward(x_TH: Tensor): Tensor {
-    return this.down.forward(swiglu(this.gate.forward(x_TH), this.up.forward(x_TH)));
+    const [gate_TF, up_TF] = linearMany(x_TH, [this.gate, this.up]) as [Tensor, Tensor];
+    return this.down.forward(swiglu(gate_TF, up_TF));
   }
 }

@@ -8,7 +8,7 @@ export { defaultChunkRows, linearCrossEntropy, type LinearCrossEntropyOptions } 
 export { combine, dispatch, type Dispatched, type DispatchOptions } from "./ops/dispatch.ts";
 export { add, castTo, scale } from "./ops/elementwise.ts";
 export { embedding } from "./ops/embedding.ts";
-export { groupedLinear, linear } from "./ops/linear.ts";
+export { groupedLinear, linear, linearMany, type LinearOperand } from "./ops/linear.ts";
 export { rmsNorm } from "./ops/norm.ts";
 export { makeRopeTable, ropeInPlace } from "./ops/rope.ts";
 export { router, type LogitNormalization, type RouterOptions, type RouterOutput } from "./ops/router.ts";

@@ -82,6 +82,40 @@ await onEveryEngine((engine, open) => {
     }
   });
 
+  test("linearForwardMany gives the bits of linearForward, whatever the other rows", () => {
+    const sizes = [67, 5, 130] as const;
+    for (const K of [64, 131]) {
+      for (const [outType, xType, wType] of allTypes) {
+        const random = new Random(K);
+        const M = 19;
+        const xs = random.normal(M * K, xType);
+        const ws = sizes.map((N) => input(wType, random.normal(N * K, wType)));
+        const biases = sizes.map((N) => input("f32", random.normal(N)));
+        const types = (x: Operand, w: Operand, out: Operand): Argument[] => [{ dtypeOf: x }, { dtypeOf: w }, { dtypeOf: out }];
+        for (const choice of [[0], [3, 18], [7, 0, 4, 9, 1, 2, 3, 5], Array.from({ length: M }, (_, r) => r)]) {
+          const rows = choice.length;
+          const x = input(xType, take(xs, K, choice));
+          const outs = sizes.map((N) => fresh(outType, rows * N));
+          const [out0 = fresh(outType, 0)] = outs;
+          const [w0 = x] = ws;
+          const together = call(open(2), "linearForwardMany", [...outs, x, ...ws, ...biases, rows, ...sizes, K, ...types(x, w0, out0)]);
+          for (const [i, N] of sizes.entries()) {
+            const whole = input(xType, xs);
+            const out = fresh(outType, M * N);
+            const w = ws[i] ?? w0;
+            const alone = call(open(2), "linearForward", [out, whole, w, biases[i] ?? 0, M, N, K, ...types(whole, w, out)]);
+            for (const [at, r] of choice.entries()) {
+              expect(
+                rowOf([together[i] ?? new Uint8Array()], rows, at).equals(rowOf(alone, M, r)),
+                `output ${i}, row ${r} of ${rows}`,
+              ).toBe(true);
+            }
+          }
+        }
+      }
+    }
+  });
+
   test("linearBackwardInput gives a row the same bits whatever the other rows", () => {
     for (const [M, N, K] of linearShapes) {
       for (const [dxType, dyType, wType] of allTypes) {

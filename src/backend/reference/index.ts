@@ -23,6 +23,7 @@ import {
   linearBackwardInput,
   linearBackwardWeight,
   linearForward,
+  linearForwardMany,
 } from "./linear.ts";
 import { argmaxRows, crossEntropy, softmaxRows } from "./loss.ts";
 import { ReferenceMemory } from "./memory.ts";
@@ -36,6 +37,7 @@ type Implementations = { readonly [Name in KernelName]: (memory: ReferenceMemory
 /** Every kernel as a function of memory and the arguments of the contract. */
 export const referenceKernels = {
   linearForward,
+  linearForwardMany,
   linearBackwardInput,
   linearBackwardWeight,
   linearBackwardBias,

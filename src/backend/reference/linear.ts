@@ -38,6 +38,32 @@ export function linearForward(
   memory.store(out, ys, outDtype);
 }
 
+export function linearForwardMany(
+  memory: ReferenceMemory,
+  out0: Ptr,
+  out1: Ptr,
+  out2: Ptr,
+  x: Ptr,
+  w0: Ptr,
+  w1: Ptr,
+  w2: Ptr,
+  bias0: Ptr,
+  bias1: Ptr,
+  bias2: Ptr,
+  M: number,
+  N0: number,
+  N1: number,
+  N2: number,
+  K: number,
+  xDtype: DTypeCode,
+  wDtype: DTypeCode,
+  outDtype: DTypeCode,
+): void {
+  if (N0 > 0) linearForward(memory, out0, x, w0, bias0, M, N0, K, xDtype, wDtype, outDtype);
+  if (N1 > 0) linearForward(memory, out1, x, w1, bias1, M, N1, K, xDtype, wDtype, outDtype);
+  if (N2 > 0) linearForward(memory, out2, x, w2, bias2, M, N2, K, xDtype, wDtype, outDtype);
+}
+
 export function linearBackwardInput(
   memory: ReferenceMemory,
   dx: Ptr,

@@ -1,6 +1,8 @@
 import { describe, expect, it } from "vitest";
 import { checkGradients, withEngine } from "../../../test/gradcheck.ts";
-import { groupedLinear, linear } from "./linear.ts";
+import type { Engine } from "../engine.ts";
+import type { Tensor } from "../tensor.ts";
+import { groupedLinear, linear, linearMany } from "./linear.ts";
 
 describe("linear", () => {
   it.each([
@@ -77,6 +79,47 @@ describe("groupedLinear", () => {
         expect(() => groupedLinear(engine.zeros([3, 2], "f32"), engine.zeros([2, 1, 2], "f32"), engine.zeros([2], "i32"))).toThrow(
           "groupedLinear: offsets must be [3] i32",
         );
+      }),
+    );
+  });
+});
+
+describe("linearMany", () => {
+  const operands = (engine: Engine): { x: Tensor; layers: { weight_NK: Tensor; bias_N: Tensor | null }[] } => ({
+    x: engine.from([1, -2, 3, 0.5, 4, -1], [2, 3], "f32"),
+    layers: [
+      { weight_NK: engine.from([1, 2, 3, -1, 0, 1], [2, 3], "f32"), bias_N: engine.from([10, 20], [2], "f32") },
+      { weight_NK: engine.from([0.5, 0.25, -1], [1, 3], "f32"), bias_N: null },
+    ],
+  });
+  it("gives what linear gives of each weight", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const { x, layers } = operands(engine);
+        const expected = layers.map(({ weight_NK, bias_N }) => linear(x, weight_NK, bias_N).toFloat32Array());
+        expect(linearMany(x, layers).map((y) => y.toFloat32Array())).toEqual(expected);
+      }),
+    );
+  });
+  it("has the gradients of finite differences", () => {
+    checkGradients({
+      inputs: { x: { shape: [3, 5] }, a: { shape: [2, 5] }, b: { shape: [4, 5] } },
+      run: ({ x, a, b }) => {
+        if (!x || !a || !b) return [];
+        return linearMany(x, [
+          { weight_NK: a, bias_N: null },
+          { weight_NK: b, bias_N: null },
+        ]);
+      },
+    });
+  });
+  it("refuses weights of another width, and more than three", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const { x, layers } = operands(engine);
+        const narrow = { weight_NK: engine.zeros([4, 2], "f32"), bias_N: null };
+        expect(() => linearMany(x, [...layers, narrow])).toThrow("linearMany: w must be [*, 3] f32, got [4, 2] f32");
+        expect(() => linearMany(x, [...layers, ...layers])).toThrow("linearMany: layers must be 1 to 3, got 4");
       }),
     );
   });

@@ -49,6 +49,53 @@ export function linear(x: Tensor, w: Tensor, bias: Tensor | null = null, { outDt
   return out;
 }
 
+/** A weight [N, K] and its bias (f32 [N]), or null. */
+export interface LinearOperand {
+  readonly weight_NK: Tensor;
+  readonly bias_N: Tensor | null;
+}
+
+/**
+ * Up to three `linear`s of one x [.., K], with weights of one dtype, in x's dtype: the same values, in one kernel call where no tape records
+ * (which is what decoding a token at a time is made of). Throws `shape`.
+ */
+export function linearMany(x: Tensor, layers: readonly LinearOperand[]): Tensor[] {
+  const { engine } = x;
+  const [a, b, c] = layers;
+  if (a === undefined || layers.length > 3) throw shapeError("linearMany", "layers", "1 to 3", String(layers.length));
+  const K = a.weight_NK.dim(-1);
+  if (x.shape.at(-1) !== K) throw shapeError("linearMany", "x", `[.., ${K}] for w [${a.weight_NK.dim(0)}, ${K}]`, x);
+  if (engine.tape !== null) return layers.map(({ weight_NK, bias_N }) => linear(x, weight_NK, bias_N));
+  const xCode = computeCode("linearMany", "x", x);
+  for (const { weight_NK, bias_N } of layers) {
+    expectTensor("linearMany", "w", weight_NK, [null, K], [a.weight_NK.dtype]);
+    if (bias_N !== null) expectTensor("linearMany", "bias", bias_N, [weight_NK.dim(0)], ["f32"]);
+  }
+  const M = x.shape.slice(0, -1).reduce((n, size) => n * size, 1);
+  const out = layers.map(({ weight_NK }) => engine.empty([...x.shape.slice(0, -1), weight_NK.dim(0)], x.dtype));
+  engine.backend.kernels.linearForwardMany(
+    out[0]?.ptr ?? 0,
+    out[1]?.ptr ?? 0,
+    out[2]?.ptr ?? 0,
+    x.ptr,
+    a.weight_NK.ptr,
+    b?.weight_NK.ptr ?? 0,
+    c?.weight_NK.ptr ?? 0,
+    a.bias_N?.ptr ?? 0,
+    b?.bias_N?.ptr ?? 0,
+    c?.bias_N?.ptr ?? 0,
+    M,
+    a.weight_NK.dim(0),
+    b?.weight_NK.dim(0) ?? 0,
+    c?.weight_NK.dim(0) ?? 0,
+    K,
+    xCode,
+    computeCode("linearMany", "w", a.weight_NK),
+    xCode,
+  );
+  return out;
+}
+
 /**
  * [R, N]: rows offsets[e] to offsets[e+1]-1 of x[R, K] times w[e] of w[E, N, K]. offsets i32[E+1] ascends from 0 to R (as
  * `dispatch` makes it); experts may have no rows. Output in x's dtype. Throws `shape`.

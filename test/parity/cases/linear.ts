@@ -80,6 +80,43 @@ export function linearForwardCase(shape: Shape, [outType, xType, wType]: Types, 
   };
 }
 
+/** Like `linearForwardCase`, with up to three matrices of `sizes` outputs; the second has no bias. */
+function linearForwardManyCase(M: number, sizes: readonly [number, number, number], K: number, [outType, xType, wType]: Types): Case {
+  const random = new Random(M * 1_000_003 + K);
+  const x = input(xType, random.normal(M * K, xType));
+  const ws = sizes.map((N) => (N === 0 ? 0 : input(wType, random.normal(N * K, wType))));
+  const outs = sizes.map((N) => (N === 0 ? 0 : output(outType, M * N, { kind: "sum", terms: K + 1 })));
+  const biases = sizes.map((N, i) => (N === 0 || i === 1 ? 0 : input("f32", random.normal(N))));
+  const codes = { f32: 0, bf16: 1 } as const;
+  const [anyW] = ws.filter((w) => w !== 0);
+  const [anyOut] = outs.filter((out) => out !== 0);
+  return {
+    kernel: "linearForwardMany",
+    title: `M${M} N${sizes.join("+")} K${K} ${outType}<-${xType}<-${wType}`,
+    args: [
+      ...outs,
+      x,
+      ...ws,
+      ...biases,
+      M,
+      ...sizes,
+      K,
+      { dtypeOf: x },
+      anyW ? { dtypeOf: anyW } : codes[wType],
+      anyOut ? { dtypeOf: anyOut } : codes[outType],
+    ],
+  };
+}
+
+const manySizes: readonly [number, number, number][] = [
+  [0, 0, 0],
+  [1, 1, 1],
+  [33, 0, 0],
+  [0, 19, 5],
+  [64, 17, 17],
+  [31, 130, 0],
+];
+
 export function linearBackwardInputCase(shape: Shape, [dxType, dyType, wType]: Types, accumulate: number): Case {
   const { M, N, K } = shape;
   const random = new Random(seedOf(shape) + 1);
@@ -217,6 +254,9 @@ export function linearCases(): Case[] {
     ...allTypes.flatMap((types) => casesOfShape(mixedShape, types)),
     ...biasShapes.flatMap(([M, N]) =>
       (["f32", "bf16"] as const).flatMap((type) => [0, 1].map((flag) => linearBackwardBiasCase(M, N, type, flag))),
+    ),
+    ...manySizes.flatMap((sizes) =>
+      [0, 1, 3, 8, 21].flatMap((M) => [0, 7, 64, 523].flatMap((K) => mainTypes.map((types) => linearForwardManyCase(M, sizes, K, types)))),
     ),
     ...groupings.flatMap((groups) => mainTypes.flatMap((types) => casesOfGroups(groups, types))),
     ...allTypes.flatMap((types) => casesOfGroups({ rows: [9, 0, 4], N: 21, K: 34 }, types)),
