@@ -97,8 +97,7 @@ export function createSafetensors(
   tensors: readonly TensorDeclaration[],
   options: SafetensorsOptions = {},
 ): TensorFileWriter {
-  checkNames(tensors, filePath);
-  const { prelude, placements, totalBytes } = layOut(tensors, options.metadata ?? { format: "pt" });
+  const { prelude, placements, totalBytes } = planSafetensors(filePath, tensors, options);
   return new TensorFileWriter(filePath, prelude, placements, totalBytes);
 }
 
@@ -123,6 +122,48 @@ function splitShards(tensors: readonly TensorDeclaration[], maxShardBytes: numbe
   return shards;
 }
 
+/** A file of tensors whose every byte has a place before the first is written: for writers that can begin again where they were. */
+export interface PlannedFile {
+  readonly fileName: string;
+  readonly tensors: readonly TensorDeclaration[];
+  /** The header, at byte 0. */
+  readonly prelude: Uint8Array;
+  readonly placements: readonly Placement[];
+  readonly totalBytes: number;
+}
+
+/** The layout of one safetensors file. */
+export function planSafetensors(fileName: string, tensors: readonly TensorDeclaration[], options: SafetensorsOptions = {}): PlannedFile {
+  checkNames(tensors, fileName);
+  return { fileName, tensors, ...layOut(tensors, options.metadata ?? { format: "pt" }) };
+}
+
+/** The files of a model's weights, and the content of the index that goes beside them where there is more than one. */
+export interface PlannedWeights {
+  readonly files: readonly PlannedFile[];
+  readonly index: string | null;
+}
+
+/** Names, shards and layouts of a model's weights: `model.safetensors`, or shards with an index. Throws `internal` for equal names. */
+export function planModelWeights(tensors: readonly TensorDeclaration[], options: ModelWeightsOptions = {}): PlannedWeights {
+  checkNames(tensors, "model weights");
+  const shards = splitShards(tensors, options.maxShardBytes ?? 5e9);
+  const files = shards.map((list, i) =>
+    planSafetensors(
+      shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
+      list,
+      options,
+    ),
+  );
+  if (files.length === 1) return { files, index: null };
+  const weightMap = files.flatMap((file) => file.tensors.map(({ name }): [string, string] => [name, file.fileName]));
+  const json = {
+    metadata: { total_size: tensors.reduce((sum, tensor) => sum + declaredBytes(tensor), 0) },
+    weight_map: Object.fromEntries(weightMap),
+  };
+  return { files, index: `${JSON.stringify(json, undefined, 2)}\n` };
+}
+
 /** Weights of an earlier model in the folder that a new one of these `files` would leave lying about. */
 function staleFiles(directory: string, files: ReadonlySet<string>): string[] {
   const ours = /^model(-\d{5}-of-\d{5})?\.safetensors$/;
@@ -136,34 +177,25 @@ function digits(n: number): string {
 
 class ModelWeightsWriter implements TensorWriter {
   readonly #directory: string;
-  readonly #shards: readonly { readonly fileName: string; readonly tensors: readonly TensorDeclaration[] }[];
-  readonly #options: SafetensorsOptions;
-  readonly #totalBytes: number;
+  readonly #plan: PlannedWeights;
   readonly #sealed: TensorFileWriter[] = [];
   #current: TensorFileWriter;
 
   constructor(directory: string, tensors: readonly TensorDeclaration[], options: ModelWeightsOptions) {
-    checkNames(tensors, directory);
-    const shards = splitShards(tensors, options.maxShardBytes ?? 5e9);
     this.#directory = directory;
-    this.#options = options;
-    this.#shards = shards.map((list, i) => ({
-      fileName: shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
-      tensors: list,
-    }));
-    this.#totalBytes = tensors.reduce((sum, tensor) => sum + declaredBytes(tensor), 0);
+    this.#plan = planModelWeights(tensors, options);
     this.#current = this.#open(0);
   }
 
   #open(index: number): TensorFileWriter {
-    const shard = this.#shards[index];
-    if (shard === undefined) throw new MoeError("internal", `${this.#directory}: shard ${index} of ${this.#shards.length}`);
-    return createSafetensors(path.join(this.#directory, shard.fileName), shard.tensors, this.#options);
+    const file = this.#plan.files[index];
+    if (file === undefined) throw new MoeError("internal", `${this.#directory}: shard ${index} of ${this.#plan.files.length}`);
+    return new TensorFileWriter(path.join(this.#directory, file.fileName), file.prelude, file.placements, file.totalBytes);
   }
 
   /** Moves on to the next shard when this one is full and there is another. */
   #advance(): void {
-    while (this.#current.complete && this.#sealed.length + 1 < this.#shards.length) {
+    while (this.#current.complete && this.#sealed.length + 1 < this.#plan.files.length) {
       this.#current.seal();
       this.#sealed.push(this.#current);
       this.#current = this.#open(this.#sealed.length);
@@ -189,14 +221,12 @@ class ModelWeightsWriter implements TensorWriter {
   /** Gives the sealed files their names, in an order that never shows a mixture of two models. */
   #publish(): void {
     const indexPath = path.join(this.#directory, INDEX_FILE);
-    if (this.#shards.length === 1) {
+    if (this.#plan.index === null) {
       this.#current.commit();
       fs.rmSync(indexPath, { force: true });
     } else {
       using index = new AtomicFile(indexPath);
-      const weightMap = this.#shards.flatMap(({ fileName, tensors }) => tensors.map(({ name }): [string, string] => [name, fileName]));
-      const json = { metadata: { total_size: this.#totalBytes }, weight_map: Object.fromEntries(weightMap) };
-      index.write(new TextEncoder().encode(`${JSON.stringify(json, undefined, 2)}\n`), 0);
+      index.write(new TextEncoder().encode(this.#plan.index), 0);
       index.seal();
       fs.rmSync(indexPath, { force: true });
       fs.rmSync(path.join(this.#directory, SINGLE_FILE), { force: true });
@@ -204,7 +234,7 @@ class ModelWeightsWriter implements TensorWriter {
       for (const shard of [...this.#sealed, this.#current]) shard.commit();
       index.commit();
     }
-    for (const name of staleFiles(this.#directory, new Set(this.#shards.map(({ fileName }) => fileName))))
+    for (const name of staleFiles(this.#directory, new Set(this.#plan.files.map(({ fileName }) => fileName))))
       fs.rmSync(path.join(this.#directory, name), { force: true });
   }
 
