@@ -8,8 +8,9 @@ import {
   numMoeLayers,
   numParams,
 } from "./model-counts.ts";
+import { fromHuggingFaceConfig } from "./model-huggingface.ts";
 import { modelPresets } from "./model-presets.ts";
-import type { ModelConfig } from "./model.ts";
+import type { ModelConfig, MoeConfig } from "./model.ts";
 
 test("the presets have the published numbers of parameters", () => {
   // Skywork-MoE: derived in the report's terms, 146.36B and 22.69B. Mixtral: arXiv 2401.04088 (47B, 13B). SmolLM2: its model card.
@@ -19,6 +20,48 @@ test("the presets have the published numbers of parameters", () => {
   expect(numActiveParams(modelPresets["mixtral-8x7b"]) / 1e9).toBeCloseTo(12.88, 2);
   expect(numParams(modelPresets["smollm2-135m"])).toBe(134_515_008);
   expect(numParams(modelPresets["skywork-13b"]) / 1e9).toBeCloseTo(13.85, 2);
+});
+
+test("published models with shared experts and with norms of queries and keys have their published numbers of parameters", () => {
+  // Model cards: Qwen1.5-MoE-A2.7B 14.3B in all and 2.7B active, Qwen3-30B-A3B 30.5B and 3.3B, OLMoE-1B-7B (arXiv 2409.02060) 6.92B and 1.28B.
+  const of = (json: Record<string, unknown>): number[] => {
+    const config = fromHuggingFaceConfig(json);
+    return [numParams(config) / 1e9, numActiveParams(config) / 1e9];
+  };
+  const qwen = { vocab_size: 151_936, hidden_size: 2048, num_key_value_heads: 16, num_attention_heads: 16, num_hidden_layers: 24 };
+  const [qwen2 = 0, qwen2Active = 0] = of({ ...qwen, model_type: "qwen2_moe", intermediate_size: 5632 });
+  expect(qwen2).toBeCloseTo(14.32, 2);
+  expect(qwen2Active).toBeCloseTo(2.69, 2);
+  const large = { ...qwen, num_attention_heads: 32, num_key_value_heads: 4, head_dim: 128, num_hidden_layers: 48 };
+  const [qwen3 = 0, qwen3Active = 0] = of({ ...large, model_type: "qwen3_moe", intermediate_size: 6144 });
+  expect(qwen3).toBeCloseTo(30.53, 2);
+  expect(qwen3Active).toBeCloseTo(3.35, 2);
+  const [olmoe = 0, olmoeActive = 0] = of({
+    model_type: "olmoe",
+    vocab_size: 50_304,
+    hidden_size: 2048,
+    intermediate_size: 1024,
+    num_hidden_layers: 16,
+    num_attention_heads: 16,
+  });
+  expect(olmoe).toBeCloseTo(6.92, 2);
+  expect(olmoeActive).toBeCloseTo(1.28, 2);
+});
+
+test("a two-layer gate, a shared expert and a bias for choosing are counted, in parameters and in FLOPs", () => {
+  const base = modelPresets["skywork-moe"];
+  const with_ = (moe: Partial<MoeConfig>): ModelConfig => ({ ...base, moe: { ...base.moe, ...moe } });
+  const { hiddenSize: H, numLayers: L } = base;
+  const difference = (moe: Partial<MoeConfig>): number[] => [
+    numParams(with_(moe)) - numParams(base),
+    (forwardFlopsPerToken(with_(moe), 1) - forwardFlopsPerToken(base, 1)) / 2,
+  ];
+  const gate = L * (128 * H + 16 * 128 - 16 * H);
+  expect(difference({ gateLayers: 2 })).toEqual([gate, gate]);
+  const shared = L * (3 * H * 100 + H);
+  expect(difference({ sharedExpert: { ffnSize: 100, gate: true, scale: 1 } })).toEqual([shared, shared]);
+  expect(difference({ sharedExpert: { ffnSize: 100, gate: false, scale: 1 } })).toEqual([shared - L * H, shared - L * H]);
+  expect(difference({ selectionBias: true })).toEqual([L * 16, 0]);
 });
 
 test("a dense model's active parameters are all of them", () => {

@@ -15,6 +15,11 @@ test("an unknown key is an error that names the nearest known one, wherever it s
   expect(() => parseModelConfig({ ...moe, moe: { ...moe.moe, topk: 2 } })).toThrow(/moe: unknown key "topk" \(did you mean "topK"\?\)/);
   const gateNormalization = { ...moe.moe.gateNormalization, lamda: 1 };
   expect(() => parseModelConfig({ ...moe, moe: { ...moe.moe, gateNormalization } })).toThrow(/did you mean "lambda"/);
+  expect(() => parseModelConfig({ ...moe, moe: { ...moe.moe, groups: { numGroups: 2, topGroup: 1 } } })).toThrow(
+    /moe.groups: unknown key "topGroup" \(did you mean "topGroups"\?\)/,
+  );
+  expect(() => parseModelConfig({ ...moe, moe: { ...moe.moe, sharedExpert: { ffnsize: 2 } } })).toThrow(/did you mean "ffnSize"/);
+  expect(() => parseModelConfig({ ...moe, moe: { ...moe.moe, gateLayers: 3 } })).toThrow(/moe.gateLayers/);
   expect(() => parseModelConfig({ ...moe, ropeScaling: { type: "linear", factor: 2, facter: 2 } })).toThrow(/did you mean "factor"/);
 });
 
@@ -34,6 +39,10 @@ test("values that contradict each other are errors that print all of them", () =
     [{ moe: { ...moe.moe, numExperts: 1, topK: 1 } }, /numExperts 1/],
     [{ eosTokenIds: [2, 70_000] }, /eosTokenIds \[2,70000\] is not below vocabSize 65532/],
     [{ slidingWindow: { size: 4, firstLayer: 52 } }, /firstLayer 52 with numLayers 52/],
+    [{ moe: { ...moe.moe, groups: { numGroups: 3, topGroups: 1 } } }, /numExperts 16 is not a multiple of moe.groups.numGroups 3/],
+    [{ moe: { ...moe.moe, groups: { numGroups: 4, topGroups: 5 } } }, /topGroups 5 is above moe.groups.numGroups 4/],
+    [{ moe: { ...moe.moe, topK: 5, groups: { numGroups: 4, topGroups: 1 } } }, /topK 5 is above the 4 experts of moe.groups.topGroups 1/],
+    [{ moe: { ...moe.moe, scoring: "softmaxOfTopK", renormalize: false } }, /softmaxOfTopK with moe.renormalize false/],
     [{ numKvHeads: 5, headDim: 3 }, /numKvHeads 5; headDim 3/],
   ];
   for (const [change, message] of contradictions) expect(() => checkModelConfig({ ...moe, ...change })).toThrow(message);

@@ -1,7 +1,8 @@
 """Writes the golden models: small random models of every architecture, computed by Hugging Face transformers in float32.
 
-Run by hand, with Python, torch, transformers and safetensors installed: `python test/golden/models/make.py`. The fixtures
-are committed; the tests never run this. Per architecture a folder with
+Run by hand, with Python, torch, transformers and safetensors installed: `python test/golden/models/make.py [name ...]` (all
+of them without names). The fixtures are committed; the tests never run this. Skywork-MoE, which transformers does not have, is
+plain_skywork.py. Per architecture a folder with
 
     config.json           as save_pretrained writes it (transformers 5 spelling, except where the model has no class there)
     model.safetensors     weights, float32
@@ -17,16 +18,17 @@ of at least 2, attention far from uniform, routing decisions far from ties. Each
 import json
 import math
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import nn
 from transformers import (
     LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, MixtralConfig, MixtralForCausalLM,
-    Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM,
+    OlmoeConfig, OlmoeForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM,
+    Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM,
 )
 
 HERE = Path(__file__).parent
@@ -55,7 +57,7 @@ def fill(model, seed, q_gain=1.6):
                     gain = q_gain
                 elif "lm_head" in name or "embed_tokens" in name:
                     gain = 2.5
-                elif "gate.weight" in name and "proj" not in name:
+                elif "gate." in name and "proj" not in name:
                     gain = 1.5  # a router that decides
                 p.copy_(torch.randn(p.shape, generator=g) * (gain / math.sqrt(p.shape[-1])))
 
@@ -83,24 +85,32 @@ def transformers_forward(model):
     return forward
 
 
-def per_expert(tensors):
-    """The fused expert tensors of transformers 5 under the per-expert names of the released files."""
-    out = {}
-    for name, t in tensors.items():
-        head, _, tail = name.partition(".mlp.")
-        if tail == "gate.weight":
-            out[f"{head}.block_sparse_moe.gate.weight"] = t
-        elif tail == "experts.gate_up_proj":
-            for e, both in enumerate(t):
-                w1, w3 = both.chunk(2, dim=0)
-                out[f"{head}.block_sparse_moe.experts.{e}.w1.weight"] = w1.contiguous()
-                out[f"{head}.block_sparse_moe.experts.{e}.w3.weight"] = w3.contiguous()
-        elif tail == "experts.down_proj":
-            for e, w2 in enumerate(t):
-                out[f"{head}.block_sparse_moe.experts.{e}.w2.weight"] = w2.contiguous()
-        else:
-            out[name] = t
-    return out
+MIXTRAL_NAMES = ("block_sparse_moe", "w1", "w3", "w2")
+QWEN_NAMES = ("mlp", "gate_proj", "up_proj", "down_proj")
+
+
+def per_expert(names):
+    """Renames the fused expert tensors of transformers 5 to the per-expert names of the released files."""
+    block, gate, up, down = names
+
+    def rename(tensors):
+        out = {}
+        for name, t in tensors.items():
+            head, _, tail = name.partition(".mlp.")
+            if tail == "gate.weight":
+                out[f"{head}.{block}.gate.weight"] = t
+            elif tail == "experts.gate_up_proj":
+                for e, both in enumerate(t):
+                    first, second = both.chunk(2, dim=0)
+                    out[f"{head}.{block}.experts.{e}.{gate}.weight"] = first.contiguous()
+                    out[f"{head}.{block}.experts.{e}.{up}.weight"] = second.contiguous()
+            elif tail == "experts.down_proj":
+                for e, matrix in enumerate(t):
+                    out[f"{head}.{block}.experts.{e}.{down}.weight"] = matrix.contiguous()
+            else:
+                out[name] = t
+        return out
+    return rename
 
 
 def write(name, config, model, result, rename=lambda tensors: tensors):
@@ -108,7 +118,7 @@ def write(name, config, model, result, rename=lambda tensors: tensors):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     ids, logits, loss, facts = result
-    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    weights = {n: p.detach().clone() for n, p in [*model.named_parameters(), *model.named_buffers()] if "rotary" not in n}
     grads = {n: p.grad.clone() for n, p in model.named_parameters()}
     for n, grad in grads.items():
         assert grad.abs().max() > 1e-6, f"{name}: the gradient of {n} vanishes"
@@ -136,133 +146,9 @@ def make_transformers(name, config_class, model_class, seed, rename=lambda t: t,
 KEEP = set(BASE) | {
     "architectures", "model_type", "head_dim", "hidden_act", "initializer_range", "rope_parameters", "rope_theta", "rope_scaling",
     "attention_bias", "mlp_bias", "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "num_local_experts",
-    "num_experts_per_tok", "dtype", "torch_dtype", "transformers_version", "attention_dropout", "router_aux_loss_coef",
+    "num_experts_per_tok", "num_experts", "norm_topk_prob", "moe_intermediate_size", "shared_expert_intermediate_size",
+    "decoder_sparse_step", "mlp_only_layers", "qkv_bias", "clip_qkv", "dtype", "torch_dtype", "transformers_version", "attention_dropout", "router_aux_loss_coef",
 } - {"attn_implementation"}
-
-
-# ---- Skywork-MoE. transformers has no class for it, so this is a plain definition of our own, from the formulas of the
-# technical report (arXiv 2406.06563, section 4.1): z = W x; z~ = lambda (z - mean z) / std z with the unbiased standard
-# deviation and no epsilon; g = softmax z~; y = sum over the top-k of g_j Expert_j(x) / sum over the top-k of g_j.
-# It loops over tokens and experts, shares no code with transformers or with our TypeScript, and is slow on purpose.
-
-class PlainNorm(nn.Module):
-    def __init__(self, size, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x):
-        return x / torch.sqrt((x * x).mean(-1, keepdim=True) + self.eps) * self.weight
-
-
-class PlainExpert(nn.Module):
-    def __init__(self, hidden, width):
-        super().__init__()
-        self.w1, self.w3 = nn.Linear(hidden, width, bias=False), nn.Linear(hidden, width, bias=False)
-        self.w2 = nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x):
-        a = self.w1(x)
-        return self.w2(a * torch.sigmoid(a) * self.w3(x))
-
-
-class PlainMoe(nn.Module):
-    def __init__(self, hidden, width, num_experts, top_k, gate_std):
-        super().__init__()
-        self.gate = nn.Linear(hidden, num_experts, bias=False)
-        self.experts = nn.ModuleList(PlainExpert(hidden, width) for _ in range(num_experts))
-        self.top_k, self.gate_std, self.margin = top_k, gate_std, math.inf
-
-    def forward(self, x):
-        outputs = []
-        for token in x:
-            z = self.gate(token)
-            if self.gate_std is not None:
-                n = len(z)
-                deviation = z - z.sum() / n
-                z = self.gate_std * deviation / torch.sqrt((deviation * deviation).sum() / (n - 1))
-            g = torch.exp(z) / torch.exp(z).sum()
-            order = sorted(range(len(g)), key=lambda j: -g[j].item())
-            self.margin = min(self.margin, (g[order[self.top_k - 1]] - g[order[self.top_k]]).item())
-            chosen = order[: self.top_k]
-            s = sum(g[j] for j in chosen)
-            outputs.append(sum(g[j] / s * self.experts[j](token) for j in chosen))
-        return torch.stack(outputs)
-
-
-class PlainAttention(nn.Module):
-    def __init__(self, hidden, heads, head_dim, theta):
-        super().__init__()
-        self.heads, self.head_dim, self.theta = heads, head_dim, theta
-        self.q_proj, self.k_proj = nn.Linear(hidden, heads * head_dim, bias=False), nn.Linear(hidden, heads * head_dim, bias=False)
-        self.v_proj, self.o_proj = nn.Linear(hidden, heads * head_dim, bias=False), nn.Linear(heads * head_dim, hidden, bias=False)
-
-    def rotate(self, x):  # [S, heads, head_dim]; dimension j pairs with j + head_dim / 2
-        half = self.head_dim // 2
-        frequency = self.theta ** (-torch.arange(half, dtype=torch.float64) * 2 / self.head_dim)
-        angle = torch.arange(x.shape[0], dtype=torch.float64)[:, None] * frequency
-        cos, sin = angle.cos().float()[:, None], angle.sin().float()[:, None]
-        a, b = x[..., :half], x[..., half:]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
-
-    def forward(self, x):  # [S, hidden]
-        q, k, v = (p(x).view(-1, self.heads, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
-        scores = torch.einsum("thd,shd->hts", self.rotate(q), self.rotate(k)) / math.sqrt(self.head_dim)
-        future = torch.ones(len(x), len(x)).triu(1).bool()
-        weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        return self.o_proj(torch.einsum("hts,shd->thd", weights, v).reshape(len(x), -1)), weights
-
-
-class PlainLayer(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        hidden, eps = c["hidden_size"], c["rms_norm_eps"]
-        self.self_attn = PlainAttention(hidden, c["num_attention_heads"], hidden // c["num_attention_heads"], c["rope_theta"])
-        self.block_sparse_moe = PlainMoe(hidden, c["intermediate_size"], c["num_experts"][0], c["num_experts_per_tok"],
-                                         c["moe_gate_norm_std"] if c["moe_use_logits_norm"] else None)
-        self.input_layernorm, self.post_attention_layernorm = PlainNorm(hidden, eps), PlainNorm(hidden, eps)
-
-    def forward(self, x):
-        attended, weights = self.self_attn(self.input_layernorm(x))
-        x = x + attended
-        return x + self.block_sparse_moe(self.post_attention_layernorm(x)), weights
-
-
-class PlainSkywork(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(c["vocab_size"], c["hidden_size"])
-        self.model.layers = nn.ModuleList(PlainLayer(c) for _ in range(c["num_hidden_layers"]))
-        self.model.norm = PlainNorm(c["hidden_size"], c["rms_norm_eps"])
-        self.lm_head = nn.Linear(c["hidden_size"], c["vocab_size"], bias=False)
-
-    def forward(self, ids):
-        logits, attentions = [], []
-        for sequence in ids:
-            x = self.model.embed_tokens(sequence)
-            for layer in self.model.layers:
-                x, weights = layer(x)
-                attentions.append(weights)
-            logits.append(self.lm_head(self.model.norm(x)))
-        return torch.stack(logits), attentions
-
-
-def make_skywork_moe(name, seed, **settings):
-    config = {
-        "architectures": ["SkyworkForCausalLM"], "model_type": "skywork_moe", "hidden_act": "silu",
-        "vocab_size": 61, "hidden_size": 32, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
-        "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.01,
-        "num_experts": [6], "num_experts_per_tok": 2, "moe_expert_interval": 1, "moe_use_skywork_gating": False,
-        "moe_2layer_gate": False, "moe_use_logits_norm": True, "moe_gate_norm_std": 1.0, "moe_feature_no_mul_topk": True,
-        "torch_dtype": "float32", **settings,
-    }
-    model = PlainSkywork(config)
-    fill(model, seed)
-    result = run(model, config["vocab_size"], seed + 1)
-    margin = min(layer.block_sparse_moe.margin for layer in model.model.layers)
-    assert margin > 1e-4, f"a routing decision is nearly a tie: {margin}"
-    write(name, config, model, result)
 
 
 def rope_table():
@@ -284,43 +170,98 @@ def rope_table():
     (HERE / "rope.json").write_text(json.dumps(cases) + "\n")
 
 
+def make_moe(name, config_class, model_class, seed, names, **settings):
+    """A model with experts: no routing decision may be nearly a tie, and routers must decide."""
+    model = make_transformers(name, config_class, model_class, seed, rename=per_expert(names), **settings)
+    logits = []
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    hooks = [gate.register_forward_hook(lambda _m, _i, out: logits.append(out[0].detach())) for gate in gates]
+    ids = torch.randint(0, model.config.vocab_size, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(seed + 1))
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    k = model.config.num_experts_per_tok
+    ordered = [x.softmax(-1).sort(-1, descending=True).values for x in logits]
+    margin = min((p[..., k - 1] - p[..., k]).min().item() for p in ordered)
+    spread = min(x.std(-1).mean().item() for x in logits)
+    assert margin > 1e-4, f"{name}: a routing decision is nearly a tie: {margin}"
+    assert spread > 0.8, f"{name}: router logits have a standard deviation of {spread} over the experts"
+    print(f"    routing: margin {margin:.2g}, spread {spread:.2f}")
+    return model
+
+
+def skywork(c):
+    """Skywork-13B computes what a Llama computes; its files name another model type and use the older spelling."""
+    c = {**c, "model_type": "skywork", "architectures": ["SkyworkForCausalLM"], "rope_theta": 10000.0, "rope_scaling": None}
+    c.pop("rope_parameters"), c.pop("head_dim", None)
+    return c
+
+
+def mixtral(name):
+    model = make_moe(name, MixtralConfig, MixtralForCausalLM, 80, MIXTRAL_NAMES, intermediate_size=20, num_local_experts=5,
+                     rope_parameters=theta())
+    save_file({n: p.detach().clone() for n, p in model.named_parameters()}, HERE / name / "fused.safetensors")
+
+
+def qwen2_moe(name):
+    model = make_moe(name, Qwen2MoeConfig, Qwen2MoeForCausalLM, 130, QWEN_NAMES, moe_intermediate_size=20,
+                     shared_expert_intermediate_size=28, num_experts=6, num_experts_per_tok=2, norm_topk_prob=False,
+                     rope_parameters=theta())
+    save_file({n: p.detach().clone() for n, p in model.named_parameters()}, HERE / name / "fused.safetensors")
+
+
+def theta(**more):
+    return dict(rope_theta=10000.0, rope_type="default", **more)
+
+
+def plain(name, seed, **settings):
+    from plain_skywork import make_skywork_moe
+    config, model, result, facts = make_skywork_moe(fill, run, seed, **settings)
+    write(name, config, model, result)
+    print("   ", facts)
+
+
+MODELS = {
+    "llama2": lambda n: make_transformers(n, LlamaConfig, LlamaForCausalLM, 10, num_key_value_heads=4, rope_parameters=theta()),
+    "llama3": lambda n: make_transformers(n, LlamaConfig, LlamaForCausalLM, 20, rope_parameters=dict(
+        rope_theta=500000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+        original_max_position_embeddings=32)),
+    "mistral": lambda n: make_transformers(n, MistralConfig, MistralForCausalLM, 30, sliding_window=11, head_dim=10,
+                                           rope_parameters=theta()),
+    "qwen2": lambda n: make_transformers(n, Qwen2Config, Qwen2ForCausalLM, 40, rope_parameters=theta(),
+                                         use_sliding_window=True, sliding_window=13, max_window_layers=1),
+    "qwen3": lambda n: make_transformers(n, Qwen3Config, Qwen3ForCausalLM, 50, head_dim=12, rope_parameters=theta()),
+    "smollm2": lambda n: make_transformers(n, LlamaConfig, LlamaForCausalLM, 60, tie_word_embeddings=True,
+                                           rope_parameters=dict(rope_theta=100000.0, rope_type="default")),
+    "skywork-13b": lambda n: make_transformers(n, LlamaConfig, LlamaForCausalLM, 70, num_key_value_heads=4,
+                                               rope_parameters=theta(), change_config=skywork),
+    "mixtral": mixtral,
+    "qwen2-moe": qwen2_moe,
+    # Dense layers between those with experts.
+    "qwen3-moe": lambda n: make_moe(n, Qwen3MoeConfig, Qwen3MoeForCausalLM, 142, QWEN_NAMES, head_dim=12,
+                                    moe_intermediate_size=20, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True,
+                                    decoder_sparse_step=2, num_hidden_layers=4, rope_parameters=theta()),
+    "olmoe": lambda n: make_moe(n, OlmoeConfig, OlmoeForCausalLM, 150, QWEN_NAMES, intermediate_size=20, num_experts=6,
+                                num_experts_per_tok=2, norm_topk_prob=False, rope_parameters=theta()),
+    "skywork-moe": lambda n: plain(n, 90),
+    "skywork-moe-lambda2": lambda n: plain(n, 110, moe_gate_norm_std=2.0, num_experts=[4], num_hidden_layers=1),
+    # The settings that the release has but does not use.
+    "skywork-moe-gate2": lambda n: plain(n, 160, moe_2layer_gate=True, moe_use_skywork_gating=True, moe_feature_no_mul_topk=False),
+    # The settings that are ours: DeepSeek-V3's way to route, and a shared expert, in every second layer.
+    "skywork-moe-sigmoid": lambda n: plain(
+        n, 170, moe_use_logits_norm=False, moe_scoring="sigmoid", moe_num_groups=4, moe_top_groups=2, num_experts=[8],
+        num_experts_per_tok=3, moe_routed_scaling_factor=1.7, moe_selection_bias=True, moe_shared_expert_intermediate_size=14,
+        moe_shared_expert_gate=True, moe_shared_expert_scaling_factor=0.7, moe_expert_interval=2,
+        moe_expert_intermediate_size=12),
+}
+
+
 def main():
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
-    theta = lambda **more: dict(rope_theta=10000.0, rope_type="default", **more)
-    make_transformers("llama2", LlamaConfig, LlamaForCausalLM, 10, num_key_value_heads=4, rope_parameters=theta())
-    make_transformers("llama3", LlamaConfig, LlamaForCausalLM, 20, rope_parameters=dict(
-        rope_theta=500000.0, rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32))
-    make_transformers("mistral", MistralConfig, MistralForCausalLM, 30, sliding_window=11, head_dim=10, rope_parameters=theta())
-    make_transformers("qwen2", Qwen2Config, Qwen2ForCausalLM, 40, rope_parameters=theta(),
-                      use_sliding_window=True, sliding_window=13, max_window_layers=1)
-    make_transformers("qwen3", Qwen3Config, Qwen3ForCausalLM, 50, head_dim=12, rope_parameters=theta())
-    make_transformers("smollm2", LlamaConfig, LlamaForCausalLM, 60, tie_word_embeddings=True, rope_parameters=dict(rope_theta=100000.0, rope_type="default"))
-    # Skywork-13B computes what a Llama computes; its files name another model type and use the older spelling.
-    def skywork(c):
-        c = {**c, "model_type": "skywork", "architectures": ["SkyworkForCausalLM"], "rope_theta": 10000.0, "rope_scaling": None}
-        c.pop("rope_parameters"), c.pop("head_dim", None)
-        return c
-    make_transformers("skywork-13b", LlamaConfig, LlamaForCausalLM, 70, num_key_value_heads=4, rope_parameters=theta(), change_config=skywork)
-    mixtral = make_transformers("mixtral", MixtralConfig, MixtralForCausalLM, 80, rename=per_expert, intermediate_size=20,
-                                num_local_experts=5, rope_parameters=theta())
-    margin = mixtral_margin(mixtral)
-    assert margin > 1e-4, f"a routing decision is nearly a tie: {margin}"
-    save_file({n: p.detach().clone() for n, p in mixtral.named_parameters()}, HERE / "mixtral" / "fused.safetensors")
-    make_skywork_moe("skywork-moe", 90)
-    make_skywork_moe("skywork-moe-lambda2", 110, moe_gate_norm_std=2.0, num_experts=[4], num_hidden_layers=1)
-    rope_table()
-
-
-def mixtral_margin(model):
-    """Smallest gap between the last chosen and the first not chosen probability, on the golden input."""
-    margins = []
-    hooks = [layer.mlp.gate.register_forward_hook(lambda _m, _i, out: margins.append(out[0].softmax(-1).sort(-1, descending=True).values))
-             for layer in model.model.layers]
-    model(torch.randint(0, model.config.vocab_size, (BATCH, SEQUENCE), generator=torch.Generator().manual_seed(81)))
-    for hook in hooks:
-        hook.remove()
-    return min((p[..., 1] - p[..., 2]).min().item() for p in margins)
+    names = sys.argv[1:] or [*MODELS, "rope"]
+    for name in names:
+        rope_table() if name == "rope" else MODELS[name](name)
 
 
 if __name__ == "__main__":
