@@ -50,11 +50,11 @@ test("published models with shared experts and with norms of queries and keys ha
 
 test("a two-layer gate, a shared expert and a bias for choosing are counted, in parameters and in FLOPs", () => {
   const base = modelPresets["skywork-moe"];
-  const with_ = (moe: Partial<MoeConfig>): ModelConfig => ({ ...base, moe: { ...base.moe, ...moe } });
+  const changed = (moe: Partial<MoeConfig>): ModelConfig => ({ ...base, moe: { ...base.moe, ...moe } });
   const { hiddenSize: H, numLayers: L } = base;
   const difference = (moe: Partial<MoeConfig>): number[] => [
-    numParams(with_(moe)) - numParams(base),
-    (forwardFlopsPerToken(with_(moe), 1) - forwardFlopsPerToken(base, 1)) / 2,
+    numParams(changed(moe)) - numParams(base),
+    (forwardFlopsPerToken(changed(moe), 1) - forwardFlopsPerToken(base, 1)) / 2,
   ];
   const gate = L * (128 * H + 16 * 128 - 16 * H);
   expect(difference({ gateLayers: 2 })).toEqual([gate, gate]);
