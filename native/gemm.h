@@ -2,10 +2,10 @@
  * The matrix multiplication engine of the linear kernels: plans a job over groups (experts) and runs its chunks.
  *
  * Every job is out = sum over a reduced index of an I side, which lies across vectors, and a J side, which is broadcast:
- *   forward          out[m][n]: I = m (x), J = n (w), reduced k; written transposed
+ *   forward          out[m][n]: I = m (x), J = n (w), reduced k; written transposed. Of many rows: I = n, J = m, written as it is
  *   backward input   dx[m][k]:  I = k (w), J = m (dy), reduced n
  *   backward weight  dw[n][k]:  I = k (x), J = n (dy), reduced m
- * so that weights are never transposed in memory. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
+ * so that weights are transposed only for many rows. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
  * in slices of TILE_DEPTH, packs both sides, and keeps the f32 accumulators in its thread's scratch, which leaves the chain of each
  * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same.
  * Blocks depend on shapes and on the number of threads; no result depends on the blocks. One group is a plain linear; an empty one is no work.
@@ -29,7 +29,8 @@ enum {
   CHUNKS_A_THREAD = 8,              /* so that none waits long for the last; half as many where they divide evenly */
   GEMV_CHUNKS = 64,                 /* at least, where there are columns enough */
   SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or where no more blocks would use them (they go through far memory), */
-  OWN_PANEL_BLOCKS = 3,             /* forward chunks pack their own panels */
+  OWN_PANEL_BLOCKS = 3,             /* chunks pack their own panels */
+  SWAP_ROWS = 512,                  /* more may swap the sides of forward */
   GEMV_CHUNK_BYTES = 1 << 20,
   ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
 };
@@ -52,6 +53,7 @@ typedef struct {
   ptrdiff_t blocksI, blocksJ, sizeI, sizeJ;
   float *prepared; /* packed panels, or rows ready for gemv; 0 when chunks do it themselves */
   int gemv;
+  int swapped; /* forward with I = n (w) and J = m (x) */
 } gemm_group;
 
 typedef struct {
@@ -72,6 +74,13 @@ MOE_INLINE ptrdiff_t words_of(ptrdiff_t depth, int pairs) { return pairs ? (dept
 /* Cuts n into equal blocks of at most `largest`, multiples of `unit`. */
 static ptrdiff_t block_size(ptrdiff_t n, ptrdiff_t largest, ptrdiff_t unit) { return round_up(ceil_div(n, ceil_div(n, largest)), unit); }
 
+/* Whether forward computes with w across the vectors and rows of x broadcast: w is transposed then instead of x and of the output,
+   which pays where there are rows enough to use it. */
+static int swap_pays(const gemm_job *job, ptrdiff_t rows) {
+  const size_t panels = (size_t)job->groups * (size_t)job->N * (size_t)job->K * sizeof(float);
+  return job->kind == GEMM_FORWARD && rows > SWAP_ROWS && 4 * rows >= 3 * job->N && panels <= SHARED_PANEL_BYTES;
+}
+
 /* Groups that have outputs, with their sizes and rows. */
 static void plan_groups(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
@@ -85,6 +94,8 @@ static void plan_groups(gemm_plan *plan) {
     g.J = job->kind == GEMM_INPUT ? g.rows : job->N;
     g.R = job->kind == GEMM_FORWARD ? job->K : job->kind == GEMM_INPUT ? job->N : g.rows;
     g.gemv = job->kind == GEMM_FORWARD && g.rows <= GEMV_ROWS;
+    g.swapped = swap_pays(job, g.rows);
+    if (g.swapped) g.I = job->N, g.J = g.rows;
     if (g.I > 0 && g.J > 0) plan->groups[plan->count++] = g;
   }
 }
@@ -103,7 +114,9 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
       g->sizeJ = each * VL;
     } else {
       g->sizeI = block_size(g->I, sizeI, PANEL_ROWS);
-      g->sizeJ = block_size(g->J, sizeJ, 12); /* a multiple of most tile widths */
+      /* What packs its own panels does so once a block of J, so shallow ones are wide. */
+      const int wide = sizeJ == BLOCK_J && g->J <= OWN_PANEL_BLOCKS * BLOCK_J && 16 * g->I <= 9 * BLOCK_I;
+      g->sizeJ = block_size(g->J, wide ? 2 * sizeJ : sizeJ, 12); /* a multiple of most tile widths */
     }
     g->blocksI = ceil_div(g->I, g->sizeI);
     g->blocksJ = ceil_div(g->J, g->sizeJ);
@@ -112,26 +125,29 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
   return chunks;
 }
 
-/* Rows that are made ready once for all chunks of a group: panels of forward, and what gemv reads. */
+/* Whether a group's panels are packed once for all chunks: not where too few would share them (they go through far memory). */
+static int shares_panels(const gemm_group *g) { return !g->gemv && (g->swapped || g->blocksJ > OWN_PANEL_BLOCKS); }
+
+/* Rows that are made ready once for all chunks of a group: panels, and what gemv reads. */
 static void plan_packs(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
-  size_t floats = 0;
-  int amortized = 1;
-  plan->packs = 0;
-  if (job->kind != GEMM_FORWARD) return;
+  size_t shared = 0, gemv = 0;
   for (ptrdiff_t i = 0; i < plan->count; i++) {
-    floats += (size_t)(round_up(plan->groups[i].rows, VL) * round_up(job->K, VL));
-    if (!plan->groups[i].gemv && plan->groups[i].blocksJ > OWN_PANEL_BLOCKS) amortized = 0;
+    const gemm_group *g = plan->groups + i;
+    if (shares_panels(g)) shared += (size_t)(round_up(g->I, VL) * words_of(g->R, plan->pairs));
+    if (g->gemv && job->xType != MOE_F32) gemv += (size_t)(g->rows * round_up(job->K, VL));
   }
-  const int all = !amortized && floats * sizeof(float) <= SHARED_PANEL_BYTES;
-  float *next = moe_scratch(plan->ctx, 1, (all ? floats : (size_t)(plan->count * GEMV_ROWS * round_up(job->K, VL))) * sizeof(float));
+  if (shared * sizeof(float) > SHARED_PANEL_BYTES) shared = 0;
+  plan->packs = 0;
+  if (shared + gemv == 0) return;
+  float *next = moe_scratch(plan->ctx, 1, (shared + gemv) * sizeof(float));
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     gemm_group *g = plan->groups + i;
     g->firstPack = plan->packs;
-    if ((!all && !g->gemv) || (g->gemv && job->xType == MOE_F32)) continue;
+    if (g->gemv ? job->xType == MOE_F32 : !shared || !shares_panels(g)) continue;
     g->prepared = next;
-    next += (g->gemv ? g->rows : round_up(g->rows, VL)) * round_up(job->K, VL);
-    plan->packs += ceil_div(g->rows, PANEL_ROWS);
+    next += g->gemv ? g->rows * round_up(job->K, VL) : round_up(g->I, VL) * words_of(g->R, plan->pairs);
+    plan->packs += ceil_div(g->I, PANEL_ROWS);
   }
 }
 

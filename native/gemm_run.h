@@ -10,23 +10,23 @@ static void group_operands(const gemm_plan *plan, const gemm_group *g, gemm_oper
   const gemm_operand w = {(const char *)job->w + g->expert * job->N * job->K * (ptrdiff_t)dtype_size(job->wType), job->K, job->wType, job->kind == GEMM_FORWARD, plan->pairs};
   const gemm_operand x = {(const char *)job->x + g->row * job->K * (ptrdiff_t)dtype_size(job->xType), job->K, job->xType, job->kind == GEMM_FORWARD, plan->pairs};
   const gemm_operand y = {(const char *)job->y + g->row * job->N * (ptrdiff_t)dtype_size(job->yType), job->N, job->yType, job->kind == GEMM_INPUT, plan->pairs};
-  *i = job->kind == GEMM_INPUT ? w : x;
-  *j = job->kind == GEMM_FORWARD ? w : y;
+  *i = job->kind == GEMM_INPUT || g->swapped ? w : x;
+  *j = g->swapped ? x : job->kind == GEMM_FORWARD ? w : y;
 }
 
-/* One panel's worth of rows of x, once for all chunks. */
+/* One panel's worth of lines, once for all chunks. */
 static void pack_task(void *argument, ptrdiff_t number, int thread) {
   const gemm_plan *plan = argument;
   const gemm_group *g = group_of(plan, number, 1);
-  const ptrdiff_t line = (number - g->firstPack) * PANEL_ROWS, lines = min_size(g->rows - line, PANEL_ROWS), K = plan->job.K;
+  const ptrdiff_t line = (number - g->firstPack) * PANEL_ROWS, lines = min_size(g->I - line, PANEL_ROWS), R = g->R;
   gemm_operand i, j;
   (void)thread;
   group_operands(plan, g, &i, &j);
   if (g->gemv) {
-    pack_lines(g->prepared + line * round_up(K, VL), round_up(K, VL), &i, line, lines, 0, K);
+    pack_lines(g->prepared + line * round_up(R, VL), round_up(R, VL), &i, line, lines, 0, R);
     return;
   }
-  pack_panel(g->prepared + line * words_of(K, plan->pairs), round_up(lines, VL), &i, line, lines, 0, K);
+  pack_panel(g->prepared + line * words_of(R, plan->pairs), round_up(lines, VL), &i, line, lines, 0, R);
 }
 
 static vf with_old(const gemm_job *job, ptrdiff_t index, vf sum, int n) {
@@ -54,13 +54,15 @@ static void write_transposed(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, 
   }
 }
 
-/* out[column + j][line + i] from acc[j][width]: both backward jobs. `base` is the index of out[column][line]. */
-static void write_rows(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
+/* out[column + j][line + i] from acc[j][width]: backward, and forward when swapped. `base` is the index of out[column][line];
+   `bias` starts at `line`. */
+static void write_rows(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
   for (ptrdiff_t j = 0; j < columns; j++)
     for (ptrdiff_t i = 0; i < lines; i += VL) {
       const int n = (int)min_size(lines - i, VL);
       const ptrdiff_t index = base + j * ld + i;
-      store_some(job, index, with_old(job, index, v_load(acc + j * width + i), n), n);
+      const vf sum = v_load(acc + j * width + i);
+      store_some(job, index, bias ? v_add(sum, v_load_n(bias + i, n)) : with_old(job, index, sum, n), n);
     }
 }
 
@@ -84,6 +86,7 @@ static void gemv_chunk(const gemm_plan *plan, const gemm_group *g, ptrdiff_t j0,
 
 /* The index in out of I line `line` and J column `j`. */
 static ptrdiff_t output_index(const gemm_job *job, const gemm_group *g, ptrdiff_t line, ptrdiff_t j) {
+  if (g->swapped) return (g->row + j) * job->N + line;
   if (job->kind == GEMM_FORWARD) return (g->row + line) * job->N + j;
   return ((job->kind == GEMM_INPUT ? g->row : g->expert * job->N) + j) * job->K + line;
 }
@@ -92,8 +95,9 @@ static ptrdiff_t output_index(const gemm_job *job, const gemm_group *g, ptrdiff_
 static void write_panel(const gemm_plan *plan, const gemm_group *g, const float *acc, ptrdiff_t line, ptrdiff_t height, ptrdiff_t j, ptrdiff_t columns) {
   const gemm_job *job = &plan->job;
   const ptrdiff_t width = round_up(height, VL), base = output_index(job, g, line, j);
-  if (job->kind == GEMM_FORWARD) write_transposed(job, base, job->N, job->bias ? job->bias + j : 0, acc, width, height, columns);
-  else write_rows(job, base, job->K, acc, width, height, columns);
+  if (g->swapped) write_rows(job, base, job->N, job->bias ? job->bias + line : 0, acc, width, height, columns);
+  else if (job->kind == GEMM_FORWARD) write_transposed(job, base, job->N, job->bias ? job->bias + j : 0, acc, width, height, columns);
+  else write_rows(job, base, job->K, 0, acc, width, height, columns);
 }
 
 /* A chunk's place and buffers. */
@@ -139,7 +143,7 @@ static micro_ahead output_of(const gemm_block *b, ptrdiff_t line, ptrdiff_t heig
   const gemm_group *g = b->group;
   const ptrdiff_t size = (ptrdiff_t)dtype_size(job->outType), ld = job->kind == GEMM_FORWARD ? job->N : job->K;
   const ptrdiff_t base = output_index(job, g, line, b->j0 + j);
-  const int forward = job->kind == GEMM_FORWARD;
+  const int forward = job->kind == GEMM_FORWARD && !g->swapped;
   return (micro_ahead){(const char *)job->out + base * size, ld * size, (forward ? columns : height) * size, forward ? height : columns};
 }
 
