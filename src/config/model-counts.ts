@@ -137,16 +137,16 @@ function layerBytes(config: ModelConfig, layer: number, elementBytes: number): n
   const { numExperts: E, topK: K, expertFfnSize: F } = config.moe;
   // Router: its f32 input, logits and probabilities; weights, indices and rows of the chosen.
   bytes += 4 * (H + 2 * E + 3 * K);
-  // Of a two-layer gate, the hidden layer before and after its tanh.
-  if (config.moe.gateLayers === 2) bytes += 4 * 2 * 8 * E;
-  // Shared expert: gate, up, product, output, and its gate's logit.
+  // Of a two-layer gate, the hidden layer behind its tanh.
+  if (config.moe.gateLayers === 2) bytes += 4 * 8 * E;
+  // Shared expert: gate, up and product; with a gate its output and the gate's logit.
   const shared = config.moe.sharedExpert;
-  if (shared !== null) bytes += elementBytes * (H + 3 * shared.ffnSize) + (shared.gate ? 4 : 0);
+  if (shared !== null) bytes += elementBytes * 3 * shared.ffnSize + (shared.gate ? elementBytes * H + 4 : 0);
   // Experts: their input, gate, up, product and output, K times.
   return bytes + K * elementBytes * (2 * H + 3 * F);
 }
 /** A recomputed layer's input, and what the router returns. */
 function recomputedBytes(config: ModelConfig, layer: number, elementBytes: number): number {
-  const routing = hasExperts(config, layer) && config.moe !== null ? 4 * (config.moe.numExperts + 2 * config.moe.topK) : 0;
+  const routing = hasExperts(config, layer) && config.moe !== null ? 4 * (2 * config.moe.numExperts + 2 * config.moe.topK) : 0;
   return config.hiddenSize * elementBytes + routing;
 }

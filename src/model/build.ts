@@ -1,6 +1,6 @@
 /** From parameters by name to the modules of a layer. */
 import { hasExperts, windowOfLayer, type MoeConfig, type ModelConfig } from "../config/model.ts";
-import { Attention, Block, Experts, FeedForward, Linear, MoeBlock, RmsNorm, Router } from "../nn/index.ts";
+import { Attention, Block, Experts, FeedForward, Linear, MoeBlock, RmsNorm, Router, SharedExpert } from "../nn/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { ParameterSpec } from "./parameters.ts";
@@ -55,31 +55,31 @@ export function buildLayer(parameters: ParameterMap, config: ModelConfig, layer:
   });
 }
 
-function buildFeedForward(get: (name: string) => Tensor, config: ModelConfig, layer: number): FeedForward | MoeBlock {
+type GetParameter = (name: string) => Tensor;
+
+function buildFeedForward(get: GetParameter, config: ModelConfig, layer: number): FeedForward | MoeBlock {
   const { moe } = config;
-  if (moe === null || !hasExperts(config, layer)) {
-    return new FeedForward(
-      new Linear(get("feedForward.gate.weight")),
-      new Linear(get("feedForward.up.weight")),
-      new Linear(get("feedForward.down.weight")),
-    );
-  }
-  requireBuilt(moe);
-  const router = new Router(new Linear(get("moe.router.weight")), { topK: moe.topK, normalization: moe.gateNormalization });
+  if (moe === null || !hasExperts(config, layer)) return denseNetwork(get, "feedForward");
   const experts = new Experts(get("moe.experts.gate"), get("moe.experts.up"), get("moe.experts.down"));
-  return new MoeBlock(router, experts, moe.inputScale);
+  return new MoeBlock(buildRouter(get, moe), experts, { inputScale: moe.inputScale, sharedExpert: buildSharedExpert(get, moe) });
+}
+function denseNetwork(get: GetParameter, name: string): FeedForward {
+  const matrix = (part: string): Linear => new Linear(get(`${name}.${part}.weight`));
+  return new FeedForward(matrix("gate"), matrix("up"), matrix("down"));
 }
 
-/** What the router and the block do not do yet must not be passed over. */
-function requireBuilt(moe: MoeConfig): void {
-  const missing = [
-    moe.scoring === "sigmoid" && "moe.scoring sigmoid",
-    !moe.renormalize && "moe.renormalize false",
-    moe.routedScale !== 1 && `moe.routedScale ${moe.routedScale}`,
-    moe.groups !== null && "moe.groups",
-    moe.gateLayers !== 1 && `moe.gateLayers ${moe.gateLayers}`,
-    moe.selectionBias && "moe.selectionBias",
-    moe.sharedExpert !== null && "moe.sharedExpert",
-  ].filter((name) => name !== false);
-  if (missing.length > 0) throw new MoeError("unsupported", `building a model with ${missing.join(", ")}`);
+function buildRouter(get: GetParameter, moe: MoeConfig): Router {
+  const { topK, gateNormalization: normalization, scoring, renormalize, routedScale, groups } = moe;
+  const modules = {
+    gate: new Linear(get("moe.router.weight")),
+    hidden: moe.gateLayers === 2 ? new Linear(get("moe.router.hidden.weight")) : null,
+    selectionBias: moe.selectionBias ? get("moe.router.bias") : null,
+  };
+  return new Router(modules, { topK, normalization, scoring, renormalize, routedScale, groups });
+}
+
+function buildSharedExpert(get: GetParameter, { sharedExpert }: MoeConfig): SharedExpert | null {
+  if (sharedExpert === null) return null;
+  const gate = sharedExpert.gate ? new Linear(get("moe.shared.router.weight")) : null;
+  return new SharedExpert(denseNetwork(get, "moe.shared"), gate, sharedExpert.scale);
 }

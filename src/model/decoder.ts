@@ -9,8 +9,8 @@
  * Legend: T tokens, H hidden, V vocabulary, E experts, K choices, R chosen rows.
  */
 import { hasExperts, type ModelConfig } from "../config/model.ts";
-import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type CapacitySettings, type Routing } from "../nn/index.ts";
-import { balanceLoss, embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
+import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type Routing, type RoutingContext } from "../nn/index.ts";
+import { embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
@@ -20,8 +20,8 @@ import { initialParameters, parameterSpecs, type ModelDType } from "./parameters
 export interface ForwardOptions {
   /** The cache whose `extend` made the batch. No gradient flows through it. */
   readonly cache?: KvCache;
-  /** Drop tokens beyond an expert's capacity. Training only; absent: dropless. */
-  readonly capacity?: CapacitySettings | null;
+  /** Balance groups, capacity, padding and noise for the routers. Training only; absent: dropless, all tokens, no noise. */
+  readonly routing?: RoutingContext;
   /** Layers, from the first, whose activations are recomputed in the backward pass. */
   readonly recomputeLayers?: number;
 }
@@ -46,11 +46,6 @@ export interface LossOutput extends HiddenOutput {
   readonly loss: Tensor;
   /** f32 [T]: unscaled, 0 where the target is negative. */
   readonly perToken: Tensor;
-  /**
-   * f32 [1] for each entry of `routing`: its balance loss (arXiv 2406.06563, equation 4), not part of `loss`. To train on it, make it a
-   * root of `backward` with its coefficient as the gradient.
-   */
-  readonly balanceLosses: readonly Tensor[];
 }
 
 export class Decoder implements Disposable {
@@ -88,7 +83,7 @@ export class Decoder implements Disposable {
   }
 
   /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
-  forwardHidden(batch: Batch, { cache, capacity = null, recomputeLayers = 0 }: ForwardOptions = {}): HiddenOutput {
+  forwardHidden(batch: Batch, { cache, routing: context = {}, recomputeLayers = 0 }: ForwardOptions = {}): HiddenOutput {
     if (cache !== undefined && this.engine.tape !== null) {
       throw new MoeError("internal", "decoder: a forward pass with a KV cache under a tape: no gradient flows through cached keys");
     }
@@ -97,11 +92,11 @@ export class Decoder implements Disposable {
     let x_TH = embedding(this.#embedding, batch.ids);
     for (const [layer, block] of this.#layers.entries()) {
       const before_TH = x_TH;
-      const run = ([x, positions, keyBase, keyEnd, table]: readonly Tensor[]): Tensor[] => {
+      const run = ([x, positions, keyBase, keyEnd, table, valid]: readonly Tensor[]): Tensor[] => {
         const input: AttentionInput = { positions: here(positions), keyBase: here(keyBase), keyEnd: here(keyEnd), ropeTable: here(table) };
-        return flatten(block.forward(here(x), input, cache?.layer(layer) ?? null, capacity));
+        return flatten(block.forward(here(x), input, cache?.layer(layer) ?? null, { ...context, valid }, layer));
       };
-      const inputs = [x_TH, batch.positions, batch.keyBase, batch.keyEnd, ropeTable];
+      const inputs = [x_TH, batch.positions, batch.keyBase, batch.keyEnd, ropeTable, ...(context.valid ? [context.valid] : [])];
       const outputs = layer < recomputeLayers ? recomputeMany(this.engine, inputs, run) : this.engine.scope(() => run(inputs));
       x_TH = here(outputs[0]);
       if (hasExperts(this.config, layer)) routing.push({ layer, ...unflatten(outputs) });
@@ -129,22 +124,17 @@ export class Decoder implements Disposable {
   }
 
   /**
-   * Cross-entropy of `targets` (i32 [T]; a negative one does not count) and the routers' balance losses. Logits are never
-   * whole in memory. Under a tape, throws `unsupported` where the configuration scores by the softmax of the chosen experts, and
-   * `configuration` where no parameter trains.
+   * Cross-entropy of `targets` (i32 [T]; a negative one does not count). Logits are never whole in memory. Losses that keep the
+   * experts in balance are made by whoever trains, from `routing`. Under a tape, throws `configuration` where no parameter trains.
    */
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
     const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });
-    return { ...output, loss, perToken, balanceLosses: output.routing.map(({ probs_TE }) => balanceLoss(probs_TE)) };
+    return { ...output, loss, perToken };
   }
 
   #checkTrainable(): void {
-    if (this.config.moe?.scoring === "softmaxOfTopK") {
-      const name = "moe.scoring softmaxOfTopK (moe_use_skywork_gating true)";
-      throw new MoeError("unsupported", `training with ${name}: balance losses see the softmax over all experts here`);
-    }
     if ([...this.parameters.values()].some((tensor) => tensor.requiresGrad)) return;
     throw new MoeError("configuration", "training a model whose parameters ask for no gradient: load it with mapped: false");
   }
@@ -167,10 +157,16 @@ export class Decoder implements Disposable {
 
 /** A layer's outputs as a list of tensors, which recomputation can handle, and back. */
 function flatten({ y_TH, routing }: { y_TH: Tensor; routing: Routing | null }): Tensor[] {
-  return routing === null ? [y_TH] : [y_TH, routing.probs_TE, routing.indices_TK, routing.weights_TK, routing.counts_E];
+  return routing === null ? [y_TH] : [y_TH, routing.probs_TE, routing.logits_TE, routing.indices_TK, routing.weights_TK, routing.counts_GE];
 }
-function unflatten([, probs, indices, weights, counts]: readonly (Tensor | undefined)[]): Routing {
-  return { probs_TE: here(probs), indices_TK: here(indices), weights_TK: here(weights), counts_E: here(counts) };
+function unflatten([, probs, logits, indices, weights, counts]: readonly (Tensor | undefined)[]): Routing {
+  return {
+    probs_TE: here(probs),
+    logits_TE: here(logits),
+    indices_TK: here(indices),
+    weights_TK: here(weights),
+    counts_GE: here(counts),
+  };
 }
 function here(tensor: Tensor | undefined): Tensor {
   if (tensor === undefined) throw new MoeError("internal", "decoder: a layer returned fewer tensors than expected");

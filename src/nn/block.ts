@@ -6,7 +6,8 @@
 import { add, type Tensor } from "../tensor/index.ts";
 import type { Attention, AttentionInput, LayerCache } from "./attention.ts";
 import { FeedForward } from "./feed-forward.ts";
-import type { CapacitySettings, MoeBlock, Routing } from "./moe/block.ts";
+import type { MoeBlock, Routing } from "./moe/block.ts";
+import type { RoutingContext } from "./moe/context.ts";
 import type { RmsNorm } from "./norm.ts";
 
 export interface BlockModules {
@@ -23,18 +24,22 @@ export class Block {
     this.modules = modules;
   }
 
-  /** [T, H] from x [T, H], and the routing where the layer has experts (null otherwise). */
+  /**
+   * [T, H] from x [T, H], and the routing where the layer has experts (null otherwise). `layer` is this one's number, part of the
+   * key of a router's noise.
+   */
   forward(
     x_TH: Tensor,
     input: AttentionInput,
     cache: LayerCache | null,
-    capacity: CapacitySettings | null,
+    context: RoutingContext = {},
+    layer = 0,
   ): { y_TH: Tensor; routing: Routing | null } {
     const { attentionNorm, attention, feedForwardNorm, feedForward } = this.modules;
     const attended_TH = add(x_TH, attention.forward(attentionNorm.forward(x_TH), input, cache));
     const normed_TH = feedForwardNorm.forward(attended_TH);
     if (feedForward instanceof FeedForward) return { y_TH: add(attended_TH, feedForward.forward(normed_TH)), routing: null };
-    const { y_TH, routing } = feedForward.forward(normed_TH, capacity);
+    const { y_TH, routing } = feedForward.forward(normed_TH, context, layer);
     return { y_TH: add(attended_TH, y_TH), routing };
   }
 }

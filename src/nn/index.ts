@@ -3,8 +3,20 @@ export { Attention, type AttentionInput, type AttentionModules, type AttentionSi
 export { Block, type BlockModules } from "./block.ts";
 export { FeedForward } from "./feed-forward.ts";
 export { Linear } from "./linear.ts";
-export { droppedAssignments, expertCapacity, MoeBlock, type CapacitySettings, type Routing } from "./moe/block.ts";
+export { MoeBlock, type MoeBlockOptions, type Routing } from "./moe/block.ts";
+export { compareRouting, selectionScores, type ChosenExperts, type RoutingComparison, type RoutingFlip } from "./moe/compare.ts";
+export {
+  droppedAssignments,
+  droppedPerGroup,
+  expertCapacity,
+  validPerGroup,
+  type CapacitySettings,
+  type DropSettings,
+  type JitterSettings,
+  type RoutingContext,
+} from "./moe/context.ts";
 export { Experts } from "./moe/experts.ts";
-export { Router, type RouterSettings } from "./moe/router.ts";
+export { Router, type RouterModules, type RouterSettings } from "./moe/router.ts";
+export { SharedExpert } from "./moe/shared.ts";
 export { RmsNorm } from "./norm.ts";
 export { RotaryEmbedding, rotaryFrequencies, type RotaryFrequencies, type RotaryOptions, type RotaryScaling } from "./rope.ts";

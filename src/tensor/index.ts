@@ -3,13 +3,29 @@ export { Engine } from "./engine.ts";
 export { Tape, recompute, recomputeMany, type GradTarget } from "./tape.ts";
 export { numElements, Storage, Tensor, type ParameterState, type Shape } from "./tensor.ts";
 export { attention, type AttentionOptions } from "./ops/attention.ts";
-export { balanceLoss, switchLoss, type BalanceOptions } from "./ops/balance.ts";
+export {
+  balanceLoss,
+  routerStatistics,
+  sequenceLoss,
+  switchLoss,
+  zLoss,
+  type BalanceOptions,
+  type RouterStatistics,
+} from "./ops/balance.ts";
 export { defaultChunkRows, linearCrossEntropy, type LinearCrossEntropyOptions } from "./ops/cross-entropy.ts";
 export { combine, dispatch, type Dispatched, type DispatchOptions } from "./ops/dispatch.ts";
 export { add, castTo, scale } from "./ops/elementwise.ts";
 export { embedding } from "./ops/embedding.ts";
+export { jitter, sigmoidGate, tanh, type JitterOptions } from "./ops/gate.ts";
 export { groupedLinear, linear, linearMany, type LinearOperand } from "./ops/linear.ts";
 export { rmsNorm } from "./ops/norm.ts";
 export { makeRopeTable, ropeInPlace } from "./ops/rope.ts";
-export { router, type LogitNormalization, type RouterOptions, type RouterOutput } from "./ops/router.ts";
+export {
+  router,
+  type ExpertGroups,
+  type LogitNormalization,
+  type RouterOptions,
+  type RouterOutput,
+  type RouterScoring,
+} from "./ops/router.ts";
 export { swiglu } from "./ops/swiglu.ts";

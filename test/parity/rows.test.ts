@@ -82,7 +82,6 @@ await onEveryEngine((engine, open) => {
     }
   });
 
-<<<<<<< HEAD
   test("linearForwardMany gives the bits of linearForward, whatever the other rows", () => {
     const sizes = [67, 5, 130] as const;
     for (const K of [64, 131]) {
@@ -113,25 +112,6 @@ await onEveryEngine((engine, open) => {
             }
           }
         }
-=======
-  test("linearForward gives a row the same bits among so many rows that the sides of the product are swapped", () => {
-    const [M, N, K] = [531, 37, 70];
-    for (const [outType, xType, wType] of allTypes) {
-      const random = new Random(M);
-      const xs = random.normal(M * K, xType);
-      const w = input(wType, random.normal(N * K, wType));
-      const bias = input("f32", random.normal(N));
-      const compute = (choice: readonly number[]): Uint8Array[] => {
-        const x = input(xType, take(xs, K, choice));
-        const out = fresh(outType, choice.length * N);
-        return call(open(2), "linearForward", [out, x, w, bias, choice.length, N, K, { dtypeOf: x }, { dtypeOf: w }, { dtypeOf: out }]);
-      };
-      const whole = compute(Array.from({ length: M }, (_, r) => r));
-      for (const length of [1, 70, 512]) {
-        const part = compute(Array.from({ length }, (_, r) => M - length + r));
-        for (let r = 0; r < length; r++)
-          expect(rowOf(part, length, r).equals(rowOf(whole, M, M - length + r)), `row ${M - length + r} of ${length} rows`).toBe(true);
->>>>>>> 05d5773 (wip)
       }
     }
   });
@@ -268,9 +248,15 @@ await onEveryEngine((engine, open) => {
   });
 
   test("routerForward gives a token the same bits whatever the other tokens", () => {
-    for (const normalize of [0, 1]) {
-      const [T, E, k] = [37, 19, 3];
+    for (const [normalize, scoring, numGroups] of [
+      [0, 0, 1],
+      [1, 0, 3],
+      [1, 1, 1],
+      [0, 2, 3],
+    ] as const) {
+      const [T, E, k] = [37, 21, 3];
       const logits = new Random(E).normal(T * E);
+      const bias = new Random(k).normal(E, "f32", 0.1);
       expectRowsAlone(T, (choice) => {
         const n = choice.length;
         return call(open(2), "routerForward", [
@@ -278,13 +264,21 @@ await onEveryEngine((engine, open) => {
           fresh("f32", n * k),
           fresh("i32", n * k),
           input("f32", take(logits, E, choice)),
+          input("f32", bias),
+          0,
           n,
           E,
           k,
+          numGroups,
+          2,
+          scoring,
           normalize,
+          0,
+          1,
           0,
           1.5,
           1e-6,
+          1,
         ]);
       });
     }

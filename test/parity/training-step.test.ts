@@ -106,7 +106,11 @@ function layer(engine: Engine, w: Weights, x: Tensor, capacity: number): [Tensor
     topK: 2,
     normalization: { lambda: 1, epsilon: 1e-6, unbiased: true },
   });
-  const { rows, offsets, slotRow } = dispatch(normed2, indices, weights, { numExperts: E, capacity, dropBy: "probability" });
+  const { rows, offsets, slotRow } = dispatch(normed2, indices, weights, {
+    numExperts: E,
+    capacities: capacity === 0 ? null : [capacity],
+    dropBy: "probability",
+  });
   const expert = groupedLinear(swiglu(groupedLinear(rows, w.w1, offsets), groupedLinear(rows, w.w3, offsets)), w.w2, offsets);
   return [add(attended, combine(expert, slotRow, weights)), balanceLoss(probs)];
 }

@@ -18,39 +18,58 @@ export function dispatchPlan(
   counts: Ptr,
   indices: Ptr,
   weights: Ptr,
+  groupOffsets: Ptr,
+  capacities: Ptr,
   T: number,
   k: number,
   E: number,
-  capacity: number,
+  G: number,
   byProbability: number,
+  pad: number,
 ): void {
   const experts = memory.loadI32(indices, T * k);
-  const priorities = byProbability === 1 && capacity > 0 ? memory.loadF32(weights, T * k) : new Float64Array(T * k);
-  const slotsOf = Array.from({ length: E }, (): number[] => []);
-  for (const [slot, e] of experts.entries()) {
-    const slots = slotsOf[e];
-    if (slots === undefined)
-      throw new MoeError("internal", `reference dispatchPlan: expected an expert below ${E}, got ${e} in slot ${slot}`);
-    slots.push(slot);
-  }
-  const starts = new Int32Array(E + 1);
+  const starts = memory.loadI32(groupOffsets, G + 1);
+  const limits = capacities === 0 ? null : memory.loadI32(capacities, G);
+  const priorities = byProbability === 1 && limits !== null ? memory.loadF32(weights, T * k) : new Float64Array(T * k);
+  const priority = (slot: number): number => (Number.isNaN(at(priorities, slot)) ? Infinity : at(priorities, slot));
+  const first = (a: number, b: number): number => (priority(a) === priority(b) ? a - b : priority(a) > priority(b) ? -1 : 1);
+  const slotsOf = slotsByExpert(experts, starts, k, E);
   const rowOf = new Int32Array(T * k).fill(-1);
+  const rowOffsets = new Int32Array(E + 1);
   const tokens: number[] = [];
-  for (const [e, slots] of slotsOf.entries()) {
-    const kept = capacity === 0 ? slots : slots.toSorted((a, b) => at(priorities, b) - at(priorities, a) || a - b).slice(0, capacity);
-    for (const slot of kept.toSorted((a, b) => a - b)) {
-      rowOf[slot] = tokens.length;
-      tokens.push(Math.floor(slot / k));
+  for (let e = 0; e < E; e++) {
+    for (let g = 0; g < G; g++) {
+      const slots = slotsOf[g * E + e] ?? [];
+      const limit = limits === null ? slots.length : at(limits, g);
+      const kept = slots.toSorted(first).slice(0, limit);
+      for (const slot of kept.toSorted((a, b) => a - b)) {
+        rowOf[slot] = tokens.length;
+        tokens.push(Math.floor(slot / k));
+      }
+      if (pad === 1) for (let i = kept.length; i < limit; i++) tokens.push(-1);
     }
-    starts[e + 1] = tokens.length;
+    rowOffsets[e + 1] = tokens.length;
   }
-  memory.storeI32(offsets, starts);
+  memory.storeI32(offsets, rowOffsets);
   memory.storeI32(rowToken, Int32Array.from(tokens));
   memory.storeI32(slotRow, rowOf);
   memory.storeI32(
     counts,
     Int32Array.from(slotsOf, (slots) => slots.length),
   );
+}
+
+/** Slots of each group and expert, [G, E], ascending. */
+function slotsByExpert(experts: Int32Array, starts: Int32Array, k: number, E: number): number[][] {
+  const slotsOf = Array.from({ length: (starts.length - 1) * E }, (): number[] => []);
+  for (let g = 0; g + 1 < starts.length; g++) {
+    for (let slot = at(starts, g) * k; slot < at(starts, g + 1) * k; slot++) {
+      const e = at(experts, slot);
+      if (e >= E) throw new MoeError("internal", `reference dispatchPlan: expected an expert below ${E}, got ${e} in slot ${slot}`);
+      if (e >= 0) slotsOf[g * E + e]?.push(slot);
+    }
+  }
+  return slotsOf;
 }
 
 export function permuteBackward(

@@ -49,7 +49,12 @@ export function copyRows(memory: ReferenceMemory, out: Ptr, x: Ptr, M: number, r
 export function gatherRows(memory: ReferenceMemory, out: Ptr, x: Ptr, index: Ptr, R: number, rowBytes: number): void {
   const sources = memory.loadI32(index, R);
   if (rowBytes === 0) return;
-  for (let r = 0; r < R; r++) memory.bytes(out + r * rowBytes, rowBytes).set(memory.bytes(x + at(sources, r) * rowBytes, rowBytes));
+  for (let r = 0; r < R; r++) {
+    const source = at(sources, r);
+    const target = memory.bytes(out + r * rowBytes, rowBytes);
+    if (source < 0) target.fill(0);
+    else target.set(memory.bytes(x + source * rowBytes, rowBytes));
+  }
 }
 
 export function sumSquares(memory: ReferenceMemory, out: Ptr, x: Ptr, n: number): void {

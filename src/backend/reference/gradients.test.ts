@@ -4,6 +4,7 @@
  */
 import { describe, expect, test } from "vitest";
 import type { Backend } from "../backend.ts";
+import { routerScorings } from "../kernels.ts";
 import { createReferenceBackend } from "./index.ts";
 
 const f32 = 0;
@@ -227,17 +228,21 @@ describe("the reference backward of", () => {
     });
   });
 
-  for (const { normalize, unbiased } of [
-    { normalize: 0, unbiased: 0 },
-    { normalize: 1, unbiased: 0 },
-    { normalize: 1, unbiased: 1 },
-  ]) {
-    test(`router is the gradient of its weights and probabilities (normalize ${normalize}, unbiased ${unbiased})`, () => {
+  const routerModes = Object.entries(routerScorings).flatMap(([name, scoring]) =>
+    [
+      { normalize: 0, unbiased: 0, renormalize: 1, scale: 1 },
+      { normalize: 1, unbiased: 0, renormalize: 0, scale: 2.5 },
+      { normalize: 1, unbiased: 1, renormalize: 1, scale: 1.5 },
+    ].map((mode) => ({ name, scoring, ...mode })),
+  );
+  for (const { name, scoring, normalize, unbiased, renormalize, scale } of routerModes) {
+    test(`router is the gradient of its weights and probabilities (${name}, normalize ${normalize}, unbiased ${unbiased}, renormalize ${renormalize})`, () => {
       const [T, E, k] = [3, 6, 2];
-      const tail = [T, E, k, normalize, unbiased, 1.7, 1e-3] as const;
       const outputs = (s: Scratch, logits: number): { probs: number; weights: number; indices: number } => {
         const [probs, weights, indices] = [s.backend.alloc(T * E * 4), s.backend.alloc(T * k * 4), s.backend.alloc(T * k * 4)];
-        s.backend.kernels.routerForward(probs, weights, indices, logits, ...tail);
+        s.backend.kernels.routerForward(
+          probs, weights, indices, logits, 0, 0, T, E, k, 1, 1, scoring, normalize, unbiased, renormalize, 0, 1.7, 1e-3, scale,
+        );
         return { probs, weights, indices };
       };
       expectGradient({
@@ -257,7 +262,16 @@ describe("the reference backward of", () => {
             weights,
             indices,
             logits,
-            ...tail,
+            T,
+            E,
+            k,
+            scoring,
+            normalize,
+            unbiased,
+            renormalize,
+            1.7,
+            1e-3,
+            scale,
           );
           return [s.get(dLogits, T * E)];
         },

@@ -15,6 +15,7 @@ import { attentionBackward, attentionForward } from "./attention.ts";
 import { combineBackward, combineForward, dispatchPlan, permuteBackward } from "./dispatch.ts";
 import { accumulate, add, addBias, allFinite, cast, copyRows, fillF32, gatherRows, scale, sumSquares } from "./elementwise.ts";
 import { embeddingBackward, embeddingForward } from "./embedding.ts";
+import { jitter, sigmoidGateBackward, sigmoidGateForward, tanhBackward, tanhForward } from "./gate.ts";
 import {
   groupedLinearBackwardInput,
   groupedLinearBackwardWeight,
@@ -30,7 +31,7 @@ import { ReferenceMemory } from "./memory.ts";
 import { rmsNormBackward, rmsNormForward } from "./norm.ts";
 import { adamwStep } from "./optim.ts";
 import { ropeApply, ropeTable } from "./rope.ts";
-import { routerBackward, routerForward } from "./router.ts";
+import { routerBackward, routerForward, routerStatistics, routerZLoss } from "./router.ts";
 
 type Implementations = { readonly [Name in KernelName]: (memory: ReferenceMemory, ...args: Parameters<Kernels[Name]>) => void };
 
@@ -57,6 +58,13 @@ export const referenceKernels = {
   crossEntropy,
   routerForward,
   routerBackward,
+  routerZLoss,
+  routerStatistics,
+  jitter,
+  tanhForward,
+  tanhBackward,
+  sigmoidGateForward,
+  sigmoidGateBackward,
   dispatchPlan,
   permuteBackward,
   combineForward,

@@ -148,11 +148,11 @@ describe("forward kernels", () => {
   test("routerForward takes the largest probabilities, ties to the lower expert, and makes them sum to 1", () => {
     const { kernels, floats, getF32, getI32, room } = setup();
     const [probs, weights, indices] = [room(4), room(2), room(2)];
-    kernels.routerForward(probs, weights, indices, floats(0, Math.log(2), 0, Math.log(4)), 1, 4, 2, 0, 0, 1, 0);
+    kernels.routerForward(probs, weights, indices, floats(0, Math.log(2), 0, Math.log(4)), 0, 0, 1, 4, 2, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1);
     expectClose(getF32(probs, 4), [1 / 8, 2 / 8, 1 / 8, 4 / 8]);
     expect(getI32(indices, 2)).toEqual([3, 1]);
     expectClose(getF32(weights, 2), [4 / 6, 2 / 6]);
-    kernels.routerForward(probs, weights, indices, floats(1, 1, 1, 1), 1, 4, 2, 0, 0, 1, 0);
+    kernels.routerForward(probs, weights, indices, floats(1, 1, 1, 1), 0, 0, 1, 4, 2, 1, 1, 0, 0, 0, 1, 0, 1, 0, 1);
     expect(getI32(indices, 2)).toEqual([0, 1]);
   });
 
@@ -160,7 +160,7 @@ describe("forward kernels", () => {
     const { kernels, floats, getF32, room } = setup();
     const run = (...logits: number[]): number[] => {
       const probs = room(3);
-      kernels.routerForward(probs, room(1), room(1), floats(...logits), 1, 3, 1, 1, 0, 2, 0);
+      kernels.routerForward(probs, room(1), room(1), floats(...logits), 0, 0, 1, 3, 1, 1, 1, 0, 1, 0, 1, 0, 2, 0, 1);
       return getF32(probs, 3);
     };
     // (1, 2, 3) has mean 2 and variance 2/3.
@@ -179,13 +179,13 @@ describe("forward kernels", () => {
     // Token 0: experts 2, 0; token 1: 0, 2; token 2: 0, 2. Expert 1 gets nothing.
     const indices = ints(2, 0, 0, 2, 0, 2);
     const weights = floats(0.5, 0.5, 0.9, 0.1, 0.9, 0.7);
-    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, 0, 3, 2, 3, 0, 0);
+    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, 0, ints(0, 3), 0, 3, 2, 3, 1, 0, 0);
     expect(getI32(offsets, 4)).toEqual([0, 3, 3, 6]);
     expect(getI32(rowToken, 6)).toEqual([0, 1, 2, 0, 1, 2]);
     expect(getI32(slotRow, 6)).toEqual([3, 0, 1, 4, 2, 5]);
-    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, 0, 3, 2, 3, 1, 0);
+    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, 0, ints(0, 3), ints(1), 3, 2, 3, 1, 0, 0);
     expect(getI32(slotRow, 6)).toEqual([1, 0, -1, -1, -1, -1]);
-    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, weights, 3, 2, 3, 1, 1);
+    kernels.dispatchPlan(offsets, rowToken, slotRow, counts, indices, weights, ints(0, 3), ints(1), 3, 2, 3, 1, 1, 0);
     expect(getI32(slotRow, 6)).toEqual([-1, -1, 0, -1, -1, 1]);
     expect(getI32(offsets, 4)).toEqual([0, 1, 1, 2]);
     expect(getI32(counts, 3)).toEqual([3, 0, 3]);

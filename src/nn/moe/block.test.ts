@@ -5,7 +5,8 @@ import { Engine, type Tensor } from "../../tensor/index.ts";
 import { Random } from "../../util/random.ts";
 import { FeedForward } from "../feed-forward.ts";
 import { Linear } from "../linear.ts";
-import { droppedAssignments, expertCapacity, MoeBlock } from "./block.ts";
+import { MoeBlock } from "./block.ts";
+import { droppedAssignments, expertCapacity } from "./context.ts";
 import { Experts } from "./experts.ts";
 import { Router, type RouterSettings } from "./router.ts";
 
@@ -17,15 +18,22 @@ function normal(engine: Engine, random: Random, ...shape: number[]): Tensor {
 }
 function randomBlock(engine: Engine, seed: number, settings: Partial<RouterSettings> = {}, inputScale = 1): MoeBlock {
   const random = new Random(seed);
-  const router = new Router(new Linear(normal(engine, random, E, H)), {
-    topK: 2,
-    normalization: { lambda: 1, eps: 0, unbiased: true },
-    ...settings,
-  });
+  const router = new Router(
+    { gate: new Linear(normal(engine, random, E, H)), hidden: null, selectionBias: null },
+    {
+      topK: 2,
+      normalization: { lambda: 1, eps: 0, unbiased: true },
+      scoring: "softmax",
+      renormalize: true,
+      routedScale: 1,
+      groups: null,
+      ...settings,
+    },
+  );
   return new MoeBlock(
     router,
     new Experts(normal(engine, random, E, F, H), normal(engine, random, E, F, H), normal(engine, random, E, H, F)),
-    inputScale,
+    { inputScale },
   );
 }
 function onEngine(fn: (engine: Engine) => void): void {
@@ -107,9 +115,9 @@ test("a capacity drops what exceeds it and counts stay those before dropping", (
             const block = randomBlock(engine, T);
             const x_TH = normal(engine, new Random(T + 100), T, H);
             const whole = block.forward(x_TH);
-            const limited = block.forward(x_TH, { factor, dropBy });
-            expect(limited.routing.counts_E.toInt32Array()).toEqual(whole.routing.counts_E.toInt32Array());
-            const dropped = droppedAssignments(whole.routing.counts_E.toInt32Array(), Math.max(1, expertCapacity(factor, 2, T, E)));
+            const limited = block.forward(x_TH, { capacity: { factor, dropBy, pad: T % 2 === 0 } });
+            expect(limited.routing.counts_GE.toInt32Array()).toEqual(whole.routing.counts_GE.toInt32Array());
+            const dropped = droppedAssignments(whole.routing.counts_GE.toInt32Array(), Math.max(1, expertCapacity(factor, 2, T, E)));
             const gap = largestGap(limited.y_TH.toFloat32Array(), whole.y_TH.toFloat32Array());
             expect(gap === 0).toBe(dropped === 0);
           });
@@ -124,7 +132,7 @@ test("counts sum to the assignments and an input scale reaches the experts but n
   onEngine((engine) => {
     const x_TH = normal(engine, new Random(8), 11, H);
     const [plain, scaled] = [randomBlock(engine, 9).forward(x_TH), randomBlock(engine, 9, {}, 2).forward(x_TH)];
-    expect(plain.routing.counts_E.toInt32Array().reduce((sum, count) => sum + count, 0)).toBe(22);
+    expect(plain.routing.counts_GE.toInt32Array().reduce((sum, count) => sum + count, 0)).toBe(22);
     expect(scaled.routing.probs_TE.toFloat32Array()).toEqual(plain.routing.probs_TE.toFloat32Array());
     expect(largestGap(scaled.y_TH.toFloat32Array(), plain.y_TH.toFloat32Array())).toBeGreaterThan(0.01);
   });

@@ -1,72 +1,83 @@
 /**
- * A mixture-of-experts layer: route, sort tokens by expert, run the experts, add up by weight.
+ * A mixture-of-experts layer: route, sort tokens by expert, run the experts, add up by weight, and add the shared expert.
  *
  * Without a capacity nothing is dropped, which is what evaluation and generation always do. With a capacity factor (training
- * only) an expert keeps ceil(factor * K * T / E) assignments; a dropped assignment adds nothing, and the weights of the kept
- * ones are not rescaled: their sum ran over the chosen K before dropping.
+ * only) an expert keeps ceil(factor * K * T / E) assignments of each balance group; a dropped assignment adds nothing, and the
+ * weights of the kept ones are not rescaled: their sum ran over the chosen K before dropping. A token that takes no part
+ * (padding) reaches no routed expert.
  *
  * What balance losses and metrics need comes back beside the output; nothing is collected anywhere else.
  *
- * Legend: T tokens, H hidden, E experts, K choices, R rows of all experts.
+ * Legend: T tokens, H hidden, E experts, K choices, R rows of all experts, G balance groups.
  */
-import { combine, dispatch, scale, type Tensor } from "../../tensor/index.ts";
+import { add, castTo, combine, dispatch, scale, type Tensor } from "../../tensor/index.ts";
+import { expertCapacity, validPerGroup, type RoutingContext } from "./context.ts";
 import type { Experts } from "./experts.ts";
 import type { Router } from "./router.ts";
-
-export interface CapacitySettings {
-  /** Multiple of an expert's fair share K * T / E that it keeps. */
-  readonly factor: number;
-  /** Who is dropped where there are more: the smallest weights, or the last tokens. */
-  readonly dropBy: "probability" | "position";
-}
+import type { SharedExpert } from "./shared.ts";
 
 /** What a layer decided, for losses and metrics. Tensors belong to the scope in which the layer ran. */
 export interface Routing {
-  /** f32 [T, E], differentiable. */
+  /** f32 [T, E], differentiable: what balance losses see. Rows of tokens that take no part are 0. */
   readonly probs_TE: Tensor;
-  /** i32 [T, K]. */
+  /** f32 [T, E], differentiable: what the gate said (of its input with noise, where there is noise), before normalization. */
+  readonly logits_TE: Tensor;
+  /** i32 [T, K]: -1 for tokens that take no part. */
   readonly indices_TK: Tensor;
   /** f32 [T, K]. */
   readonly weights_TK: Tensor;
-  /** i32 [E]: assignments before dropping. */
-  readonly counts_E: Tensor;
+  /** i32 [G, E]: assignments of each group before dropping. */
+  readonly counts_GE: Tensor;
 }
 
-/** Assignments that an expert keeps: ceil(factor * topK * numTokens / numExperts). */
-export function expertCapacity(factor: number, topK: number, numTokens: number, numExperts: number): number {
-  return Math.ceil((factor * topK * numTokens) / numExperts);
-}
-/** Assignments beyond `capacity` (per expert), summed: what a layer with this capacity drops, or would drop. */
-export function droppedAssignments(counts: Iterable<number>, capacity: number): number {
-  let dropped = 0;
-  for (const count of counts) dropped += Math.max(0, count - capacity);
-  return dropped;
+export interface MoeBlockOptions {
+  /** Factor of the experts' input: 1, or K in models that multiply features by top-k. */
+  readonly inputScale?: number;
+  readonly sharedExpert?: SharedExpert | null;
 }
 
 export class MoeBlock {
   readonly router: Router;
   readonly experts: Experts;
-  /** Factor of the experts' input: 1, or K in models that multiply features by top-k. */
   readonly inputScale: number;
+  readonly sharedExpert: SharedExpert | null;
 
-  constructor(router: Router, experts: Experts, inputScale = 1) {
+  constructor(router: Router, experts: Experts, { inputScale = 1, sharedExpert = null }: MoeBlockOptions = {}) {
     this.router = router;
     this.experts = experts;
     this.inputScale = inputScale;
+    this.sharedExpert = sharedExpert;
   }
 
-  /** [T, H] and the routing, from x [T, H]. `capacity` null: dropless. */
-  forward(x_TH: Tensor, capacity: CapacitySettings | null = null): { y_TH: Tensor; routing: Routing } {
-    const { probs: probs_TE, weights: weights_TK, indices: indices_TK } = this.router.forward(x_TH);
+  /** [T, H] and the routing, from x [T, H]. `layer` is part of the key of the router's noise. */
+  forward(x_TH: Tensor, context: RoutingContext = {}, layer = 0): { y_TH: Tensor; routing: Routing } {
+    const f32_TH = castTo(x_TH, "f32");
+    const { probs: probs_TE, weights: weights_TK, indices: indices_TK, logits: logits_TE } = this.router.forward(f32_TH, context, layer);
     const { numExperts } = this.experts;
-    const { topK } = this.router.settings;
     const scaled_TH = this.inputScale === 1 ? x_TH : scale(x_TH, this.inputScale);
-    const { rows, offsets, slotRow, counts } = dispatch(scaled_TH, indices_TK, weights_TK, {
+    const groupOffsets = context.groupOffsets ?? [0, x_TH.dim(0)];
+    const {
+      rows,
+      offsets,
+      slotRow,
+      padded,
+      counts: counts_GE,
+    } = dispatch(scaled_TH, indices_TK, weights_TK, {
       numExperts,
-      capacity: capacity === null ? 0 : Math.max(1, expertCapacity(capacity.factor, topK, x_TH.dim(0), numExperts)),
-      dropBy: capacity?.dropBy ?? "probability",
+      groupOffsets,
+      capacities: this.#capacities(groupOffsets, context),
+      dropBy: context.capacity?.dropBy ?? "probability",
+      pad: context.capacity?.pad ?? false,
+      allValid: (context.valid ?? null) === null,
     });
-    const y_TH = combine(this.experts.forward(rows, offsets), slotRow, weights_TK);
-    return { y_TH, routing: { probs_TE, indices_TK, weights_TK, counts_E: counts } };
+    const routed_TH = combine(this.experts.forward(rows, offsets), slotRow, weights_TK, { padded });
+    const y_TH = this.sharedExpert === null ? routed_TH : add(routed_TH, this.sharedExpert.forward(x_TH, f32_TH));
+    return { y_TH, routing: { probs_TE, logits_TE, indices_TK, weights_TK, counts_GE } };
+  }
+
+  #capacities(groupOffsets: readonly number[], { capacity, valid }: RoutingContext): number[] | null {
+    if (capacity === undefined || capacity === null) return null;
+    const numValid = validPerGroup(groupOffsets, valid?.toInt32Array() ?? null);
+    return numValid.map((numTokens) => expertCapacity(capacity.factor, this.router.settings.topK, numTokens, this.experts.numExperts));
   }
 }

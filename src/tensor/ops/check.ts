@@ -40,3 +40,10 @@ export function computeCode(operation: string, operand: string, x: Tensor): DTyp
 export function expectLike(operation: string, operand: string, b: Tensor, a: Tensor): void {
   expectTensor(operation, operand, b, a.shape, [a.dtype]);
 }
+
+/** Balance groups: ascending row numbers from 0 to `numRows`. */
+export function expectGroupOffsets(operation: string, groupOffsets: readonly number[], numRows: number): void {
+  const ascending = groupOffsets.every((start, g) => Number.isSafeInteger(start) && start <= (groupOffsets[g + 1] ?? numRows));
+  if (ascending && groupOffsets.length > 1 && groupOffsets[0] === 0 && groupOffsets.at(-1) === numRows) return;
+  throw shapeError(operation, "groupOffsets", `ascending from 0 to ${numRows}`, `[${groupOffsets.join(", ")}]`);
+}

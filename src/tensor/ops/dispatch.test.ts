@@ -10,9 +10,9 @@ const weights = [0.6, 0.4, 0.7, 0.3, 0.9, 0.1, 0.55, 0.45];
 
 describe("dispatch and combine", () => {
   it.each([
-    ["dropless", { numExperts: 4, capacity: 0, dropBy: "position" }],
-    ["capacity 2 by position", { numExperts: 4, capacity: 2, dropBy: "position" }],
-    ["capacity 1 by probability", { numExperts: 5, capacity: 1, dropBy: "probability" }],
+    ["dropless", { numExperts: 4, capacities: null, dropBy: "position" }],
+    ["capacity 2 by position", { numExperts: 4, capacities: [2], dropBy: "position" }],
+    ["capacity 1 by probability", { numExperts: 5, capacities: [1], dropBy: "probability" }],
   ] satisfies [string, DispatchOptions][])("have the gradients of finite differences: %s", (_, options) => {
     checkGradients({
       inputs: { x: { shape: [4, 3] }, g: { shape: [4, 2], data: weights, bf16: false }, w: { shape: [options.numExperts, 2, 3] } },
@@ -30,7 +30,7 @@ describe("dispatch and combine", () => {
         const x = engine.from([10, 20, 30, 40], [4, 1], "f32");
         const result = dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), {
           numExperts: 4,
-          capacity: 0,
+          capacities: null,
           dropBy: "position",
         });
         expect([...result.offsets.toInt32Array()]).toEqual([0, 3, 3, 6, 8]);
@@ -47,7 +47,7 @@ describe("dispatch and combine", () => {
       engine.scope(() => {
         const x = engine.from([10, 20, 30, 40], [4, 1], "f32");
         const run = (dropBy: DispatchOptions["dropBy"]) =>
-          dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), { numExperts: 4, capacity: 2, dropBy });
+          dispatch(x, engine.from(indices, [4, 2], "i32"), engine.from(weights, [4, 2], "f32"), { numExperts: 4, capacities: [2], dropBy });
         // Expert 0 has tokens 0, 1, 3 with 0.4, 0.7, 0.55; expert 2 has 0, 2, 3 with 0.6, 0.9, 0.45.
         expect([...run("probability").rowToken.toInt32Array()]).toEqual([1, 3, 0, 2, 1, 2]);
         expect([...run("position").rowToken.toInt32Array()]).toEqual([0, 1, 0, 2, 1, 2]);
@@ -67,7 +67,7 @@ describe("dispatch and combine", () => {
             const half = engine.from(new Float32Array(T * k).fill(1 / k), [T, k], "f32");
             const { rows, slotRow, numRows } = dispatch(x, engine.from(chosen, [T, k], "i32"), half, {
               numExperts: E,
-              capacity: 0,
+              capacities: null,
               dropBy: "position",
             });
             expect(numRows).toBe(T * k);
@@ -81,7 +81,7 @@ describe("dispatch and combine", () => {
     withEngine((engine) =>
       engine.scope(() => {
         const x = engine.zeros([2, 3], "f32");
-        const options = { numExperts: 2, capacity: 0, dropBy: "position" } as const;
+        const options = { numExperts: 2, capacities: null, dropBy: "position" } as const;
         expect(() => dispatch(x, engine.zeros([3, 2], "i32"), engine.zeros([3, 2], "f32"), options)).toThrow(
           "dispatch: indices must be [2, *] i32, got [3, 2] i32",
         );
