@@ -116,6 +116,27 @@ await onEveryEngine((engine, open) => {
     }
   });
 
+  test("linearForward gives a row the same bits among so many rows that the sides of the product are swapped", () => {
+    const [M, N, K] = [531, 37, 70];
+    for (const [outType, xType, wType] of allTypes) {
+      const random = new Random(M);
+      const xs = random.normal(M * K, xType);
+      const w = input(wType, random.normal(N * K, wType));
+      const bias = input("f32", random.normal(N));
+      const compute = (choice: readonly number[]): Uint8Array[] => {
+        const x = input(xType, take(xs, K, choice));
+        const out = fresh(outType, choice.length * N);
+        return call(open(2), "linearForward", [out, x, w, bias, choice.length, N, K, { dtypeOf: x }, { dtypeOf: w }, { dtypeOf: out }]);
+      };
+      const whole = compute(Array.from({ length: M }, (_, r) => r));
+      for (const length of [1, 70, 512]) {
+        const part = compute(Array.from({ length }, (_, r) => M - length + r));
+        for (let r = 0; r < length; r++)
+          expect(rowOf(part, length, r).equals(rowOf(whole, M, M - length + r)), `row ${M - length + r} of ${length} rows`).toBe(true);
+      }
+    }
+  });
+
   test("linearBackwardInput gives a row the same bits whatever the other rows", () => {
     for (const [M, N, K] of linearShapes) {
       for (const [dxType, dyType, wType] of allTypes) {
