@@ -3,10 +3,11 @@
  * are scheduled elsewhere. Logits of a token do not depend on how the prompt was cut into chunks.
  */
 import { KvCache, type Decoder } from "../model/index.ts";
+import type { Tensor } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { Random } from "../util/random.ts";
-import { checkSamplingOptions, greedy, sampleToken, type SamplingOptions } from "./sampler.ts";
+import { checkLargestLogit, checkSamplingOptions, greedy, sampleToken, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly maxTokens: number;
@@ -46,13 +47,15 @@ export function* generateIds(model: Decoder, promptIds: ArrayLike<number>, optio
   const random = new Random(seed);
   const seen = Array.from(promptIds);
   using cache = new KvCache(model.engine, model.config, { numSequences: 1, capacity: promptIds.length + maxTokens, dtype: cacheDtype });
-  let logits: Float32Array | null = null;
-  for (let at = 0; at < seen.length; at += prefillChunk) logits = lastLogits(model, cache, seen.slice(at, at + prefillChunk));
-  for (let n = 0; n < maxTokens && logits !== null && signal?.aborted !== true; n++) {
-    const id = sampleToken(logits, sampling, random, seen);
+  // All chunks but the last only fill the cache.
+  let at = 0;
+  for (; at + prefillChunk < seen.length; at += prefillChunk) fillCache(model, cache, seen.slice(at, at + prefillChunk));
+  let ids = seen.slice(at);
+  for (let n = 0; n < maxTokens && signal?.aborted !== true; n++) {
+    const id = nextToken(model, cache, ids, (logits_V) => chooseToken(logits_V, sampling, random, seen));
     seen.push(id);
     yield id;
-    if (n + 1 < maxTokens) logits = lastLogits(model, cache, [id]);
+    ids = [id];
   }
 }
 
@@ -65,12 +68,34 @@ function definedSampling({ temperature, topP, topK, repetitionPenalty }: Generat
   };
 }
 
-function lastLogits(model: Decoder, cache: KvCache, ids: readonly number[]): Float32Array {
-  return model.engine.scope(() => {
-    const batch = cache.extend([{ slot: 0, ids }]);
-    const { hidden_TH } = model.forwardHidden(batch, { cache });
-    return model.logits(hidden_TH.rows(ids.length - 1, ids.length)).toFloat32Array();
+function fillCache(model: Decoder, cache: KvCache, ids: readonly number[]): void {
+  model.engine.scope(() => {
+    model.forwardHidden(cache.extend([{ slot: 0, ids }]), { cache });
   });
+}
+
+/** What `choose` makes of the logits f32 [1, V] after these tokens. */
+function nextToken(model: Decoder, cache: KvCache, ids: readonly number[], choose: (logits_V: Tensor) => number): number {
+  return model.engine.scope(() => {
+    const { hidden_TH } = model.forwardHidden(cache.extend([{ slot: 0, ids }]), { cache });
+    return choose(model.logits(hidden_TH.rows(ids.length - 1, ids.length)));
+  });
+}
+
+/** `sampleToken` of a row of logits in the backend; greedy choice is made there, so that the row need not come over. */
+function chooseToken(logits_V: Tensor, sampling: SamplingOptions, random: Random, seen: readonly number[]): number {
+  if (sampling.temperature !== 0 || sampling.repetitionPenalty !== 1) return sampleToken(logits_V.toFloat32Array(), sampling, random, seen);
+  const { engine } = logits_V;
+  const index = engine.empty([1], "i32");
+  engine.backend.kernels.argmaxRows(index.ptr, logits_V.ptr, 1, logits_V.size);
+  const best = index.item();
+  checkLargestLogit(
+    logits_V
+      .view(-1, 1)
+      .rows(best, best + 1)
+      .item(),
+  );
+  return best;
 }
 
 /**

@@ -39,6 +39,12 @@ export function argmax(logits: Float32Array): number {
   return best;
 }
 
+/** Throws `file` when the largest logit is not a finite number: weights that hold NaN or infinity. */
+export function checkLargestLogit(logit: number): void {
+  if (Number.isFinite(logit)) return;
+  throw new MoeError("file", `sampling: expected finite logits, got ${logit}; the model's weights are damaged or diverged`);
+}
+
 /**
  * The next token. `logits` [vocabulary] is not changed; `seen` are the ids so far (prompt and output), for the penalty.
  * Throws `file` when the largest logit is not a finite number: weights that hold NaN or infinity.
@@ -46,9 +52,7 @@ export function argmax(logits: Float32Array): number {
 export function sampleToken(logits: Float32Array, options: SamplingOptions, random: Random, seen: Iterable<number> = []): number {
   const adjusted = options.repetitionPenalty === 1 ? logits : penalized(logits, options.repetitionPenalty, seen);
   const best = argmax(adjusted);
-  if (!Number.isFinite(adjusted[best] ?? Number.NaN)) {
-    throw new MoeError("file", `sampling: expected finite logits, got ${adjusted[best]}; the model's weights are damaged or diverged`);
-  }
+  checkLargestLogit(adjusted[best] ?? Number.NaN);
   if (options.temperature === 0) return best;
   const kept = candidates(adjusted, options.topK);
   const probabilities = softmax(kept, adjusted, options.temperature);
