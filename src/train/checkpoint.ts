@@ -2,7 +2,7 @@
  * Checkpoints of a run: folders `checkpoints/step-<n>` that are a model in Hugging Face form (so every other command opens
  * them) with the rest of what resuming needs beside it:
  *   optimizer.safetensors  moments and f32 masters
- *   state.json             step, position in the data, totals; precision, and a fingerprint of the data
+ *   state.json             step, position in the data, totals; precision, adaptive coefficients, and a fingerprint of the data
  *   manifest.json          size and SHA-256 of each file, written last
  * A folder is written under a temporary name, flushed and renamed: a killed process never leaves one that loads wrongly.
  */
@@ -36,6 +36,8 @@ export interface CheckpointState {
   readonly precision: "f32" | "bf16";
   /** Of the training sequences and their order. */
   readonly dataFingerprint: string;
+  /** Adaptive coefficients of the auxiliary losses for the next step, one a layer with experts; null where there are none. */
+  readonly coefficients: readonly number[] | null;
 }
 
 const manifestName = "manifest.json";
@@ -158,13 +160,15 @@ function remedy(folder: string): string {
 }
 
 function readState(path: string): CheckpointState {
-  const { precision, dataFingerprint, ...training } = readJson(path) as Record<string, unknown>;
+  const { precision, dataFingerprint, coefficients = null, ...training } = readJson(path) as Record<string, unknown>;
   for (const key of ["step", "sequences", "tokens", "flops", "seconds"]) {
     if (typeof training[key] !== "number") throw fileError(path, `a number "${key}"`, JSON.stringify(training[key]) ?? "none");
   }
   if (precision !== "f32" && precision !== "bf16") throw fileError(path, '"precision" f32 or bf16', JSON.stringify(precision) ?? "none");
   if (typeof dataFingerprint !== "string") throw fileError(path, '"dataFingerprint"', JSON.stringify(dataFingerprint) ?? "none");
-  return { training: training as unknown as TrainingState, precision, dataFingerprint };
+  if (coefficients !== null && !(Array.isArray(coefficients) && coefficients.every(Number.isFinite)))
+    throw fileError(path, '"coefficients", a list of numbers or null', JSON.stringify(coefficients));
+  return { training: training as unknown as TrainingState, precision, dataFingerprint, coefficients: coefficients as number[] | null };
 }
 
 /** Fills optimizer tensors from a checkpoint. Throws `file` when names or shapes differ. */

@@ -4,4 +4,6 @@ export { evaluate, type Evaluation } from "./evaluate.ts";
 export { describeMfu, measurePeakFlops } from "./peak.ts";
 export { readRunConfig } from "./run-folder.ts";
 export { train, type TrainEvent, type TrainOptions, type TrainResult } from "./run.ts";
-export { Trainer, type LayerMetrics, type StepMetrics } from "./trainer.ts";
+export type { LayerMetrics } from "./routing.ts";
+export { expertSimilarity, type LayerSimilarity, type Similarity } from "./similarity.ts";
+export { Trainer, type StepMetrics, type TrainerOptions } from "./trainer.ts";

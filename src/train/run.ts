@@ -1,9 +1,10 @@
 /**
  * A training run: a folder, and everything from a configuration to a trained model in it. The folder holds
  *   config.json      the complete configuration
- *   metrics.jsonl    one line a step, and one for every evaluation
+ *   metrics.jsonl    one line a step, and one for every evaluation and measurement of experts (docs/metrics.md)
  *   tokens/          the tokenized data, made once
  *   checkpoints/     step-<n>, each a model that every other command opens
+ *   lock             the process that trains here, while it does
  * `train` starts or resumes it; nothing else writes there.
  */
 import { existsSync } from "node:fs";
@@ -29,6 +30,7 @@ import { lockRunFolder } from "./lock.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
 import { appendMetrics, changedFields, makeRunFolder, openRunFolder, readRunConfig, truncateMetrics, writeRunConfig } from "./run-folder.ts";
+import type { LayerSimilarity } from "./similarity.ts";
 import { TimeLeft } from "./time-left.ts";
 import { runTokenizer } from "./tokenizer.ts";
 import { Trainer, type StepMetrics } from "./trainer.ts";
@@ -36,9 +38,17 @@ import { Trainer, type StepMetrics } from "./trainer.ts";
 export type TrainEvent =
   | { readonly type: "warning"; readonly message: string }
   | { readonly type: "tokenizing"; readonly documents: number; readonly characters: number; readonly tokens: number }
-  | { readonly type: "start"; readonly state: TrainingState; readonly numSteps: number; readonly peakFlops: number }
+  | {
+      readonly type: "start";
+      readonly state: TrainingState;
+      readonly numSteps: number;
+      readonly peakFlops: number;
+      /** Routing is forced, for a benchmark: name it wherever results are shown. */
+      readonly forcedBalance: boolean;
+    }
   | { readonly type: "step"; readonly metrics: StepMetrics; readonly secondsLeft: number }
   | { readonly type: "evaluation"; readonly step: number; readonly name: string; readonly evaluation: Evaluation }
+  | { readonly type: "similarity"; readonly step: number; readonly layers: readonly LayerSimilarity[] }
   | { readonly type: "checkpoint"; readonly folder: string };
 
 export interface TrainOptions {
@@ -60,6 +70,8 @@ export interface TrainResult {
   readonly folder: string;
   /** True when the signal ended the run early. */
   readonly stopped: boolean;
+  /** True when routing was forced, for a benchmark. */
+  readonly forcedBalance: boolean;
 }
 
 /**
@@ -87,7 +99,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   checkVocabulary(tokenizer.vocabSize, model.config.vocabSize, tokenizerPath);
   for (const message of checkAgainstModel(config, model.config)) onEvent?.({ type: "warning", message });
   const peakFlops = measurePeakFlops(engine, config.precision);
-  using trainer = new Trainer(config, model, data.train, { peakFlops, ...(state === null ? {} : { state: state.training }) });
+  const from = state === null ? {} : { state: state.training, coefficients: state.coefficients };
+  using trainer = new Trainer(config, model, data.train, { peakFlops, ...from });
   if (checkpoint !== null && state !== null) {
     const { tensors } = trainer.optimizer.state();
     readOptimizerTensors(checkpoint, tensors);
@@ -123,7 +136,9 @@ class Run {
   async toTheEnd(): Promise<TrainResult> {
     const { config, signal, onEvent } = this.#options;
     const trainer = this.#trainer;
-    onEvent?.({ type: "start", state: trainer.state, numSteps: config.numSteps, peakFlops: trainer.peakFlops ?? 0 });
+    const { forcedBalance } = trainer;
+    onEvent?.({ type: "start", state: trainer.state, numSteps: config.numSteps, peakFlops: trainer.peakFlops ?? 0, forcedBalance });
+    if (trainer.state.step === 0) this.#measureSimilarity();
     while (trainer.state.step < config.numSteps && signal?.aborted !== true) {
       const metrics = trainer.step();
       this.#saved = null;
@@ -132,6 +147,7 @@ class Run {
       onEvent?.({ type: "step", metrics, secondsLeft: this.#timeLeft.after(metrics.step) });
       // Lets signals and streams be heard between steps, and between a step and an evaluation.
       await nextTurn();
+      this.#measureSimilarity();
       if (metrics.step < config.numSteps) {
         if (isDue(metrics.step, config.evaluation.intervalSteps)) await this.#evaluate();
         if (isDue(metrics.step, config.checkpoint.intervalSteps)) this.#saved = this.#save();
@@ -141,7 +157,18 @@ class Run {
     // Saved first: an evaluation that fails or is killed costs no step.
     this.#saved ??= this.#save();
     if (!stopped) await this.#evaluate();
-    return { state: trainer.state, evaluations: this.#evaluations, folder: this.#saved, stopped };
+    return { state: trainer.state, evaluations: this.#evaluations, folder: this.#saved, stopped, forcedBalance };
+  }
+
+  /** Every `moe.similarityInterval` steps, and before the first. */
+  #measureSimilarity(): void {
+    const { config, onEvent } = this.#options;
+    const { step } = this.#trainer.state;
+    if (!isDue(step, config.moe.similarityInterval)) return;
+    const layers = this.#trainer.expertSimilarity();
+    if (layers.length === 0) return;
+    this.#log({ type: "similarity", step, layers });
+    onEvent?.({ type: "similarity", step, layers });
   }
 
   async #evaluate(): Promise<void> {
@@ -164,8 +191,13 @@ class Run {
   #save(): string {
     const { runFolder, config, onEvent } = this.#options;
     const started = performance.now();
-    const { model, optimizer, state: training } = this.#trainer;
-    const state: CheckpointState = { training, precision: config.precision, dataFingerprint: this.#data.fingerprint };
+    const { model, optimizer, coefficients, state: training } = this.#trainer;
+    const state: CheckpointState = {
+      training,
+      precision: config.precision,
+      dataFingerprint: this.#data.fingerprint,
+      coefficients: coefficients.state,
+    };
     const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
     this.#timeLeft.save((performance.now() - started) / 1000);
@@ -173,7 +205,7 @@ class Run {
     return folder;
   }
   #log(record: object): void {
-    appendMetrics(this.#options.runFolder, record);
+    appendMetrics(this.#options.runFolder, this.#trainer.forcedBalance ? { ...record, forcedBalance: true } : record);
   }
 }
 

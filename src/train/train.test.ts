@@ -109,7 +109,7 @@ describe("a step", () => {
       // Half of a fair share each: at least half of the assignments go.
       expect(tight?.layers[layer]?.dropRate).toBeGreaterThanOrEqual(0.45);
     }
-    const balance = (free?.layers ?? []).reduce((sum, layer) => sum + layer.balanceLoss, 0);
+    const balance = (free?.layers ?? []).reduce((sum, layer) => sum + layer.auxiliaryLoss, 0);
     expect(free?.auxiliaryLoss).toBeCloseTo(0.5 * balance, 10);
     expect(free?.layers).toHaveLength(2);
   });

@@ -1,40 +1,33 @@
 /**
- * One optimizer step on one device: batches, forward and backward by micro-batch, clipping, AdamW, metrics.
+ * One optimizer step on one device: batches, forward and backward by micro-batch, clipping, AdamW, balance, metrics.
  *
  * A step is a pure function of (weights, optimizer, step number): data order and schedule follow from the configuration and
  * the step, so a run that was killed and resumed ends with the same bits as one that was not. Cross-entropy is normalized by
- * the loss-bearing tokens of the whole global batch, however it is cut into micro-batches; each micro-batch is one balance
- * group, over which capacity and balance losses are computed and averaged.
+ * the loss-bearing tokens of the whole global batch, however it is cut into micro-batches; capacity and balance losses belong
+ * to balance groups, which no cut splits (`micro-step.ts`). The coefficients and selection biases of a step come from the
+ * steps before it (`coefficients.ts`, `routing.ts`).
  */
 import { flopsPerToken } from "../config/model-counts.ts";
 import { hasExperts } from "../config/model.ts";
 import type { RunConfig } from "../config/run.ts";
 import type { Dataset, TokenBatch } from "../data/dataset.ts";
-import type { Decoder, LossOutput } from "../model/index.ts";
-import { droppedAssignments, expertCapacity } from "../nn/index.ts";
+import type { Decoder } from "../model/index.ts";
 import { AdamW, learningRateAt, type Schedule } from "../optim/index.ts";
-import { Tape, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
-import { toModelBatch } from "./batch.ts";
 import type { TrainingState } from "./checkpoint.ts";
-
-/** Routing of one layer with experts over one step. */
-export interface LayerMetrics {
-  readonly layer: number;
-  /** Equation 4 of arXiv 2406.06563, mean over micro-batches. */
-  readonly balanceLoss: number;
-  /** Assignments of each expert before dropping, as a fraction of all: sums to 1. */
-  readonly load: readonly number[];
-  /** Dropped assignments over all assignments. In dropless training: 0. */
-  readonly dropRate: number;
-}
+import { Coefficients } from "./coefficients.ts";
+import { microStep, type MicroResult } from "./micro-step.ts";
+import { layerMetrics, loadCounts, updatedBias, type LayerMetrics, type MicroRouting } from "./routing.ts";
+import { expertSimilarity, type LayerSimilarity } from "./similarity.ts";
 
 export interface StepMetrics {
   readonly step: number;
   /** Mean cross-entropy over the loss-bearing tokens of the step, nats. */
   readonly loss: number;
-  /** Sum over layers of coefficient times balance loss; not part of `loss`. */
+  /** Sum over layers of the routers' losses, each times its coefficient: what the step trained on beside `loss`. */
   readonly auxiliaryLoss: number;
+  /** Present where routing is forced: nothing of this step says anything about a trained router. */
+  readonly forcedBalance?: true;
   readonly learningRate: number;
   /** Before clipping. */
   readonly gradNorm: number;
@@ -50,12 +43,16 @@ export interface StepMetrics {
   readonly layers: readonly LayerMetrics[];
 }
 
-interface MicroResult {
-  readonly loss: number;
-  readonly auxiliary: number;
-  readonly balance: readonly number[];
-  readonly counts: readonly Int32Array[];
-  readonly tokens: number;
+/** Sequences of the probe batch, at most. */
+const probeSequences = 4;
+
+export interface TrainerOptions {
+  /** FLOP/s against which MFU is stated, or null. */
+  readonly peakFlops: number | null;
+  /** Where a run goes on. */
+  readonly state?: TrainingState;
+  /** Adaptive coefficients of the next step, as a checkpoint has them. */
+  readonly coefficients?: readonly number[] | null;
 }
 
 export class Trainer implements Disposable {
@@ -65,15 +62,21 @@ export class Trainer implements Disposable {
   readonly data: Dataset;
   /** FLOP/s against which MFU is stated. */
   readonly peakFlops: number | null;
+  /** Of the auxiliary losses, in the next step. */
+  readonly coefficients: Coefficients;
+  /** Layers with experts, ascending. */
+  readonly #layers: readonly number[];
   #state: TrainingState;
 
-  /** The trainer owns its optimizer, not the model. `state` continues a run. */
-  constructor(config: RunConfig, model: Decoder, data: Dataset, options: { peakFlops: number | null; state?: TrainingState }) {
+  /** The trainer owns its optimizer, not the model. Throws `file` for coefficients of another model. */
+  constructor(config: RunConfig, model: Decoder, data: Dataset, options: TrainerOptions) {
     this.config = config;
     this.model = model;
     this.data = data;
     this.peakFlops = options.peakFlops;
     this.#state = options.state ?? { step: 0, sequences: 0, tokens: 0, flops: 0, seconds: 0 };
+    this.#layers = Array.from({ length: model.config.numLayers }, (_, layer) => layer).filter((layer) => hasExperts(model.config, layer));
+    this.coefficients = new Coefficients(config.moe.auxiliaryLossCoefficient, this.#layers.length, options.coefficients ?? null);
     const { beta1, beta2, epsilon, weightDecay } = config.optimizer;
     model.engine.backend.resetPeak();
     this.optimizer = new AdamW(model.engine, model.parameters.values(), { beta1, beta2, eps: epsilon, weightDecay });
@@ -83,20 +86,33 @@ export class Trainer implements Disposable {
     return this.#state;
   }
 
+  /** True where there are experts and routing is forced, for a benchmark. */
+  get forcedBalance(): boolean {
+    return this.config.moe.forcedBalance && this.#layers.length > 0;
+  }
+
+  /** How alike the experts of each layer are, on the first training sequences as probe: the same all through the run. */
+  expertSimilarity(): LayerSimilarity[] {
+    return expertSimilarity(this.model, this.data.batch(0, Math.min(probeSequences, this.config.batchSequences)));
+  }
+
   /** One optimizer step. A loss or gradient that is not finite throws `resource` and changes nothing. */
   step(): StepMetrics {
     const started = performance.now();
     const { config } = this;
     const micro = this.#microBatches();
-    const numTargets = micro.reduce((n, batch) => n + batch.numTargets, 0);
+    const numTargets = micro.reduce((n, { tokens }) => n + tokens.numTargets, 0);
     // A batch in which no token bears loss (conversations cut between the assistant's turns) has a loss and gradients of 0.
-    const results = micro.map((batch) => this.#microStep(batch, 1 / Math.max(1, numTargets), micro.length));
+    const common = { step: this.#state.step, scale: 1 / Math.max(1, numTargets), coefficients: this.coefficients.values };
+    const results = micro.map((part) => microStep(this.model, config, { ...part, ...common }));
     const loss = results.reduce((sum, r) => sum + r.loss, 0);
     this.#requireFinite(loss, "loss");
     const learningRate = learningRateAt(scheduleOf(config), this.#state.step);
     const { gradNorm } = this.optimizer.step({ learningRate, maxGradNorm: config.optimizer.clipNorm });
     this.#requireFinite(gradNorm, "gradient norm");
     this.optimizer.zeroGrad();
+    const layers = this.#layerMetrics(results);
+    this.#balance(layers, results);
     const tokensSeen = config.batchSequences * config.data.sequenceLength;
     const flops = flopsPerToken(this.model.config, config.data.sequenceLength) * tokensSeen;
     const seconds = (performance.now() - started) / 1000;
@@ -111,7 +127,8 @@ export class Trainer implements Disposable {
     return {
       step: this.#state.step,
       loss,
-      auxiliaryLoss: results.reduce((sum, r) => sum + r.auxiliary, 0),
+      auxiliaryLoss: layers.reduce((sum, layer) => sum + this.#weighted(layer), 0),
+      ...(this.forcedBalance ? { forcedBalance: true } : {}),
       learningRate,
       gradNorm,
       tokens: numTargets,
@@ -119,39 +136,41 @@ export class Trainer implements Disposable {
       tokensPerSecond: tokensSeen / seconds,
       mfu: this.peakFlops === null ? null : flops / seconds / this.peakFlops,
       peakBytes: this.model.engine.backend.peakBytes,
-      layers: this.#layerMetrics(results),
+      layers,
     };
   }
 
-  #microBatches(): TokenBatch[] {
+  #microBatches(): { tokens: TokenBatch; firstSequence: number }[] {
     const { batchSequences, microBatchSequences } = this.config;
-    const batches: TokenBatch[] = [];
-    for (let at = 0; at < batchSequences; at += microBatchSequences) {
-      batches.push(this.data.batch(this.#state.sequences + at, microBatchSequences));
-    }
-    return batches;
+    return Array.from({ length: batchSequences / microBatchSequences }, (_, i) => {
+      const firstSequence = i * microBatchSequences;
+      return { firstSequence, tokens: this.data.batch(this.#state.sequences + firstSequence, microBatchSequences) };
+    });
   }
 
-  #microStep(tokens: TokenBatch, scale: number, numMicro: number): MicroResult {
-    const { engine } = this.model;
-    const { auxiliaryLossCoefficient, capacityFactor, dropBy } = this.config.moe;
-    const capacity = capacityFactor === null ? null : { factor: capacityFactor, dropBy };
-    return engine.scope(() => {
-      const { batch, targets } = toModelBatch(engine, tokens);
-      using tape = new Tape(engine);
-      const output: LossOutput = engine.withTape(tape, () =>
-        this.model.loss(batch, targets, { scale, capacity, recomputeLayers: this.config.recomputeLayers }),
-      );
-      const balance = output.balanceLosses.map((value) => value.item());
-      const counts = output.routing.map((routing) => routing.counts_E.toInt32Array());
-      const alpha = auxiliaryLossCoefficient.type === "fixed" ? auxiliaryLossCoefficient.value : (auxiliaryLossCoefficient.alpha0 ?? auxiliaryLossCoefficient.alphaMax);
-      const weight = alpha / numMicro;
-      const auxiliaryRoots = weight === 0 ? [] : output.balanceLosses.map((value: Tensor) => ({ value, grad: weight }));
-      const loss = output.loss.item();
-      tape.backward([{ value: output.loss, grad: 1 }, ...auxiliaryRoots]);
-      const auxiliary = balance.reduce((sum, value) => sum + value * weight, 0);
-      return { loss, auxiliary, balance: balance.map((value) => value / numMicro), counts, tokens: tokens.ids.length };
-    });
+  /** What the next step routes with: coefficients from drops, selection biases from loads, both of the whole global batch. */
+  #balance(layers: readonly LayerMetrics[], results: readonly MicroResult[]): void {
+    this.coefficients.update(layers.map(({ dropRate }) => dropRate));
+    const { biasUpdateRate } = this.config.moe;
+    if (biasUpdateRate === 0) return;
+    for (const [index, layer] of this.#layers.entries()) {
+      const bias = this.model.parameters.get(`layers.${layer}.moe.router.bias`);
+      if (bias === undefined) throw new MoeError("internal", `layer ${layer}: moe.biasUpdateRate without a selection bias`);
+      const counts = loadCounts(routingOf(results, index), bias.size);
+      this.model.engine.backend.write(bias.ptr, updatedBias(bias.toFloat32Array(), counts, biasUpdateRate));
+      bias.storage.version++;
+    }
+  }
+
+  /** The losses of a layer times their coefficients. */
+  #weighted({ coefficient, auxiliaryLoss, switchLoss, sequenceLoss, zLoss }: LayerMetrics): number {
+    const { switchLossCoefficient, sequenceLossCoefficient, zLossCoefficient } = this.config.moe;
+    return (
+      coefficient * auxiliaryLoss +
+      switchLossCoefficient * (switchLoss ?? 0) +
+      sequenceLossCoefficient * (sequenceLoss ?? 0) +
+      zLossCoefficient * zLoss
+    );
   }
 
   #requireFinite(value: number, what: string): void {
@@ -174,32 +193,31 @@ export class Trainer implements Disposable {
   }
 
   #layerMetrics(results: readonly MicroResult[]): LayerMetrics[] {
-    const { config } = this.model;
-    const { moe } = config;
+    const { moe } = this.model.config;
     if (moe === null) return [];
-    const layers = Array.from({ length: config.numLayers }, (_, layer) => layer).filter((layer) => hasExperts(config, layer));
-    const factor = this.config.moe.capacityFactor;
-    return layers.map((layer, index) => {
-      const totals = new Array<number>(moe.numExperts).fill(0);
-      let dropped = 0;
-      for (const { counts, tokens } of results) {
-        const expertCounts = counts[index] ?? new Int32Array(0);
-        for (const [expert, count] of expertCounts.entries()) totals[expert] = (totals[expert] ?? 0) + count;
-        if (factor !== null) dropped += droppedAssignments(expertCounts, expertCapacity(factor, moe.topK, tokens, moe.numExperts));
-      }
-      const assignments = totals.reduce((a, b) => a + b, 0);
-      return {
+    const { numExperts, topK } = moe;
+    const { capacityFactor, virtualCapacityFactor } = this.config.moe;
+    return this.#layers.map((layer, index) =>
+      layerMetrics(routingOf(results, index), {
         layer,
-        balanceLoss: results.reduce((sum, r) => sum + (r.balance[index] ?? 0), 0),
-        load: totals.map((count) => count / Math.max(1, assignments)),
-        dropRate: dropped / Math.max(1, assignments),
-      };
-    });
+        numExperts,
+        topK,
+        numScored: moe.scoring === "softmaxOfTopK" ? topK : numExperts,
+        capacityFactor: capacityFactor ?? virtualCapacityFactor,
+        coefficient: this.coefficients.values[index] ?? 0,
+        numSequences: this.config.batchSequences,
+      }),
+    );
   }
 
   [Symbol.dispose](): void {
     this.optimizer[Symbol.dispose]();
   }
+}
+
+/** What the layer with experts number `index` did in each micro-batch. */
+function routingOf(results: readonly MicroResult[], index: number): MicroRouting[] {
+  return results.flatMap(({ routing }) => routing[index] ?? []);
 }
 
 /** The learning-rate schedule of a run. */

@@ -50,19 +50,26 @@ async function run(source: string, flags: TrainFlags): Promise<void> {
     const resume = flags.resume === true;
     const result = await train({ engine, config, runFolder, resume, signal: controller.signal, onEvent: (event) => reporter.on(event) });
     reporter.stop();
-    const { state, evaluations, folder, stopped } = result;
+    const { state, evaluations, folder, stopped, forcedBalance } = result;
     const losses = Object.entries(evaluations).map(
       ([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`,
     );
     const head = stopped
       ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume`
       : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
-    output.result({ runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations }, [head, ...losses, folder].join("\n"));
+    const forced = forcedBalance ? [forcedBalanceNote] : [];
+    output.result(
+      { runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations, ...(forcedBalance ? { forcedBalance } : {}) },
+      [head, ...forced, ...losses, folder].join("\n"),
+    );
   } finally {
     reporter.stop();
     process.off("SIGINT", stop).off("SIGTERM", stop);
   }
 }
+
+/** Stands wherever the results of such a run do. */
+const forcedBalanceNote = "FORCED BALANCE: tokens went to experts in turn, whatever the router said (moe.forcedBalance)";
 
 function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFolder: string } {
   if (existsSync(join(source, "config.json")) && existsSync(join(source, "checkpoints"))) {
@@ -100,6 +107,11 @@ function readJson(path: string): unknown {
   }
 }
 
+function describeSimilarity(layers: (TrainEvent & { type: "similarity" })["layers"]): string {
+  const mean = (of: "weights" | "outputs"): string => (layers.reduce((sum, layer) => sum + layer[of].mean, 0) / layers.length).toFixed(4);
+  return `${mean("weights")} of weights, ${mean("outputs")} of outputs (means over ${layers.length} layers)`;
+}
+
 /** Shows what a run reports. */
 export class Reporter {
   readonly #output: Output;
@@ -125,15 +137,16 @@ export class Reporter {
         break;
       case "start":
         if (this.#showsMfu) this.#output.log(describeMfu(event.peakFlops));
+        if (event.forcedBalance) this.#output.log(forcedBalanceNote);
         this.#progress = this.#output.progress(this.#label, event.numSteps);
         this.#progress.update(event.state.step);
         break;
       case "step": {
-        const { step, loss, tokensPerSecond, mfu } = event.metrics;
+        const { step, loss, tokensPerSecond, mfu, forcedBalance } = event.metrics;
         const utilization = mfu === null ? "" : `, MFU ${(100 * mfu).toFixed(0)}%`;
         this.#progress?.update(
           step,
-          `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left`,
+          `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left${forcedBalance === true ? ", forced balance" : ""}`,
         );
         break;
       }
@@ -141,6 +154,9 @@ export class Reporter {
         this.#output.log(
           `step ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`,
         );
+        break;
+      case "similarity":
+        this.#output.log(`step ${event.step}, cosine between experts: ${describeSimilarity(event.layers)}`);
         break;
       case "checkpoint":
         this.#output.log(`saved ${event.folder}`);

@@ -1,0 +1,122 @@
+/**
+ * Forward and backward of one micro-batch: cross-entropy, and for every layer with experts the losses that keep the experts in
+ * balance, each with its own coefficient. A micro-batch holds whole balance groups; with N_g groups, N_s sequences and N_t
+ * tokens in the *global* batch, the gradient is that of
+ *   scale * sum of cross-entropies + sum over layers of ( alpha_l / N_g * sum over groups of equation 4
+ *     + switch / N_g * sum over groups of the Switch loss + sequence / N_s * sum over sequences of the same form
+ *     + z / N_t * sum over tokens of logsumexp(logits)^2 ),
+ * so that micro-batches add up to the same step however many there are.
+ */
+import type { RunConfig } from "../config/run.ts";
+import type { TokenBatch } from "../data/dataset.ts";
+import type { Decoder, LayerRouting } from "../model/index.ts";
+import type { RoutingContext } from "../nn/index.ts";
+import { balanceLoss, routerStatistics, sequenceLoss, switchLoss, Tape, zLoss, type Tensor } from "../tensor/index.ts";
+import { toModelBatch } from "./batch.ts";
+import type { MicroRouting } from "./routing.ts";
+
+export interface MicroStepInput {
+  readonly tokens: TokenBatch;
+  /** Index of the first sequence within the global batch. */
+  readonly firstSequence: number;
+  /** Optimizer steps done: the key of the router's noise. */
+  readonly step: number;
+  /** 1 / loss-bearing tokens of the global batch. */
+  readonly scale: number;
+  /** Of the auxiliary loss, one a layer with experts. */
+  readonly coefficients: readonly number[];
+}
+
+export interface MicroResult {
+  /** scale * sum of the tokens' cross-entropies. */
+  readonly loss: number;
+  /** One a layer with experts, ascending. */
+  readonly routing: readonly MicroRouting[];
+}
+
+/** First rows of runs of `sequences` whole sequences, and the end of the last. */
+export function offsetsOf({ numSequences, sequenceLength }: TokenBatch, sequences: number): number[] {
+  return Array.from({ length: numSequences / sequences + 1 }, (_, g) => g * sequences * sequenceLength);
+}
+
+/** What routers are told while training on `tokens`, whose first sequence is number `firstSequence` of the global batch. */
+export function routingContext(
+  { moe, seed }: RunConfig,
+  tokens: TokenBatch,
+  { firstSequence, step }: { firstSequence: number; step: number },
+): RoutingContext {
+  const groupOffsets = offsetsOf(tokens, moe.balanceGroupSequences);
+  const firstToken = firstSequence * tokens.sequenceLength;
+  const rowOffsets = groupOffsets.slice(0, -1).map((row) => firstToken + row);
+  return {
+    groupOffsets,
+    capacity: moe.capacityFactor === null ? null : { factor: moe.capacityFactor, dropBy: moe.dropBy, pad: moe.padToCapacity },
+    jitter: moe.jitterEpsilon === 0 ? null : { epsilon: moe.jitterEpsilon, seed, step, rowOffsets },
+    forcedBalance: moe.forcedBalance,
+  };
+}
+
+/** Adds the micro-batch's gradients to those of the parameters. */
+export function microStep(model: Decoder, config: RunConfig, input: MicroStepInput): MicroResult {
+  const { engine } = model;
+  const { tokens, scale, coefficients } = input;
+  return engine.scope(() => {
+    const { batch, targets } = toModelBatch(engine, tokens);
+    const routing = routingContext(config, tokens, input);
+    using tape = new Tape(engine);
+    const output = engine.withTape(tape, () => model.loss(batch, targets, { scale, routing, recomputeLayers: config.recomputeLayers }));
+    const roots: Root[] = [{ value: output.loss, grad: 1 }];
+    const layers = output.routing.map((layer, index) => {
+      const losses = routerLosses(layer, tokens, config, coefficients[index] ?? 0, tape);
+      roots.push(...losses.roots);
+      return losses.measured;
+    });
+    const loss = output.loss.item();
+    tape.backward(roots);
+    return { loss, routing: layers };
+  });
+}
+
+/** A loss and its coefficient in the total. */
+interface Root {
+  readonly value: Tensor;
+  readonly grad: number;
+}
+
+function routerLosses(
+  { probs_TE, logits_TE, indices_TK, counts_GE }: LayerRouting,
+  tokens: TokenBatch,
+  { moe, batchSequences }: RunConfig,
+  coefficient: number,
+  tape: Tape,
+): { measured: MicroRouting; roots: Root[] } {
+  const { engine } = probs_TE;
+  const groupOffsets = offsetsOf(tokens, moe.balanceGroupSequences);
+  const roots: Root[] = [];
+  // A loss that nobody trains on is measured off the tape.
+  const term = (weight: number, make: () => Tensor): number => {
+    const value = engine.withTape(weight === 0 ? null : tape, make);
+    if (weight !== 0) roots.push({ value, grad: weight });
+    return value.item();
+  };
+  const numGroups = batchSequences / moe.balanceGroupSequences;
+  const numTokens = batchSequences * tokens.sequenceLength;
+  const measured = {
+    counts: counts_GE.toInt32Array(),
+    numTokens: groupOffsets.slice(1).map((end, g) => end - (groupOffsets[g] ?? 0)),
+    auxiliaryLoss: term(coefficient / numGroups, () => balanceLoss(probs_TE, { groupOffsets })),
+    switchLoss:
+      moe.switchLossCoefficient === 0
+        ? null
+        : term(moe.switchLossCoefficient / numGroups, () => switchLoss(probs_TE, counts_GE, { groupOffsets })),
+    sequenceLoss:
+      moe.sequenceLossCoefficient === 0
+        ? null
+        : term(moe.sequenceLossCoefficient / batchSequences, () =>
+            sequenceLoss(probs_TE, indices_TK, { groupOffsets: offsetsOf(tokens, 1) }),
+          ),
+    zLoss: term(moe.zLossCoefficient / numTokens, () => zLoss(logits_TE)),
+    ...routerStatistics(probs_TE),
+  };
+  return { measured, roots };
+}

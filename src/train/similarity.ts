@@ -1,0 +1,101 @@
+/**
+ * How alike the experts of a layer are: the cosine of each pair, of their weights and of what they make of the same tokens.
+ *   weights: expert e is one vector, its gate, up and down matrices one behind the other;
+ *   outputs: expert e is one vector, its outputs on all tokens of a probe batch (each expert gets all of them, whatever the
+ *            router says), one behind the other.
+ * Experts copied from one dense model begin at 1; experts from scratch near 0 (Skywork-MoE's report plots such a number without
+ * its formula). Products run in the engine's kernels: a layer is a few Gram matrices.
+ *
+ * Legend: E experts, N elements of one expert, T tokens, H hidden.
+ */
+import { dtypeCodes } from "../backend/kernels.ts";
+import type { TokenBatch } from "../data/dataset.ts";
+import type { Decoder } from "../model/index.ts";
+import type { Experts } from "../nn/index.ts";
+import type { Tensor } from "../tensor/index.ts";
+import { toModelBatch } from "./batch.ts";
+
+export interface Similarity {
+  /** Mean over the pairs of different experts; 1 for a single expert. */
+  readonly mean: number;
+  /** E rows of E cosines, symmetric, 1 on the diagonal. A vector of zeros is like none: 0, on the diagonal too. */
+  readonly matrix: readonly (readonly number[])[];
+}
+
+export interface LayerSimilarity {
+  readonly layer: number;
+  readonly weights: Similarity;
+  /** On the probe batch, each layer with the inputs that it really gets there. */
+  readonly outputs: Similarity;
+}
+
+/** Of every layer with experts, ascending. Dropless, without noise, off any tape. */
+export function expertSimilarity(model: Decoder, probe: TokenBatch): LayerSimilarity[] {
+  const { engine } = model;
+  const layers: LayerSimilarity[] = [];
+  engine.withTape(null, () =>
+    engine.scope(() => {
+      const { batch } = toModelBatch(engine, probe);
+      const observe = (layer: number, experts: Experts, x_TH: Tensor): void => {
+        layers.push({ layer, weights: weightSimilarity(experts), outputs: outputSimilarity(experts, x_TH) });
+      };
+      model.forwardHidden(batch, { routing: { observe } });
+    }),
+  );
+  return layers;
+}
+
+/** Of the experts' weights. */
+export function weightSimilarity({ gate_EFH, up_EFH, down_EHF }: Experts): Similarity {
+  return cosines([gate_EFH, up_EFH, down_EHF].map(gram));
+}
+
+/** Of the experts' outputs for tokens x [T, H] in the experts' dtype. Records on no tape. */
+export function outputSimilarity(experts: Experts, x_TH: Tensor): Similarity {
+  const { engine } = x_TH;
+  const { numExperts: E } = experts;
+  const [T, H] = [x_TH.dim(0), x_TH.dim(1)];
+  return engine.withTape(null, () =>
+    engine.scope(() => {
+      const rows = engine.empty([E * T, H], x_TH.dtype);
+      const tokens = engine.from(
+        Int32Array.from({ length: E * T }, (_, row) => row % T),
+        [E * T],
+        "i32",
+      );
+      engine.backend.kernels.gatherRows(rows.ptr, x_TH.ptr, tokens.ptr, E * T, x_TH.byteLength / T);
+      const offsets = engine.from(
+        Int32Array.from({ length: E + 1 }, (_, e) => e * T),
+        [E + 1],
+        "i32",
+      );
+      return cosines([gram(experts.forward(rows, offsets).view(E, T, H))]);
+    }),
+  );
+}
+
+/** f32 [E, E] of x [E, ...]: inner products of the experts, each flattened. */
+function gram(x: Tensor): Float32Array {
+  const { engine } = x;
+  const E = x.dim(0);
+  using out = engine.detached([E, E], "f32");
+  const code = dtypeCodes[x.dtype];
+  engine.backend.kernels.linearForward(out.ptr, x.ptr, x.ptr, 0, E, E, x.size / E, code, code, dtypeCodes.f32);
+  return out.toFloat32Array();
+}
+
+/** Cosines from Gram matrices, which are added up: those of vectors that come in parts. */
+function cosines(grams: readonly Float32Array[]): Similarity {
+  const size = grams[0]?.length ?? 0;
+  const E = Math.round(Math.sqrt(size));
+  const sums = Array.from({ length: size }, (_, i) => grams.reduce((sum, values) => sum + (values[i] ?? 0), 0));
+  const product = (i: number, j: number): number => sums[i * E + j] ?? 0;
+  const cosine = (i: number, j: number): number => {
+    const norms = Math.sqrt(product(i, i)) * Math.sqrt(product(j, j));
+    // The average of both halves: a kernel may add them up in another order.
+    return norms === 0 ? 0 : Math.max(-1, Math.min(1, (product(i, j) + product(j, i)) / 2 / norms));
+  };
+  const matrix = Array.from({ length: E }, (_, i) => Array.from({ length: E }, (__, j) => cosine(i, j)));
+  const pairs = matrix.flatMap((row, i) => row.slice(i + 1));
+  return { mean: pairs.length === 0 ? 1 : pairs.reduce((a, b) => a + b, 0) / pairs.length, matrix };
+}
