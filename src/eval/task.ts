@@ -27,6 +27,8 @@ export interface DatasetSpec {
   readonly path: string;
   /** Configuration of it (a subject), or null. */
   readonly subset: string | null;
+  /** The subset is the only one: file names need not say it. */
+  readonly single?: boolean;
   /** Names that a local folder or file of it may have. */
   readonly names: readonly string[];
   /** The split that is scored. */
