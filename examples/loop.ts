@@ -54,5 +54,5 @@ const receipt = upcycle(dense.folder, join(folder, "moe"), { numExperts: 8, topK
 const moe = await train({ engine, config: runConfig({ from: join(folder, "moe") }, 20), runFolder: join(folder, "moe-run") });
 
 using model = loadModel(engine, moe.folder);
-console.log(`${receipt.moe.numParams} parameters, ${receipt.moe.numActiveParams} active`);
+console.log(`${receipt.numParamsAfter} parameters, ${receipt.numActiveParams} active`);
 console.log(`Tell me${generateText(model, tokenizer, "Tell me", { maxTokens: 24 }).text}`);

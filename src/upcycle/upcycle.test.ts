@@ -3,32 +3,14 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFile
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
+import { probeIds as ids, smallConfig as config, writeDense } from "../../test/upcycle/fixtures.ts";
 import { loadBackend } from "../backend/load.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
-import { modelPresets } from "../config/model-presets.ts";
-import type { ModelConfig } from "../config/model.ts";
-import { Decoder, loadModel, openModelSource, saveModel, type ModelDType } from "../model/index.ts";
+import { loadModel, openModelSource, type ModelDType } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
-import { Random } from "../util/random.ts";
 import { upcycle, upcycledConfig, upcycleGap, type UpcycleOptions, type UpcycleReceipt } from "./index.ts";
-
-const config: ModelConfig = {
-  ...modelPresets.quickstart,
-  vocabSize: 120,
-  hiddenSize: 32,
-  ffnSize: 48,
-  numLayers: 3,
-  numHeads: 4,
-  numKvHeads: 2,
-  headDim: 8,
-  maxPositions: 128,
-  // Large weights: logits and feed-forward outputs that a mistake would show in.
-  initStd: 0.3,
-  tiedEmbeddings: false,
-};
-const ids = Array.from({ length: 60 }, (_, i) => (i * i * 7 + 3 * i) % config.vocabSize);
 
 let folder = "";
 let engine: Engine;
@@ -38,17 +20,7 @@ beforeAll(async () => {
   engine = new Engine(await loadBackend({ numThreads: 1 }));
   for (const dtype of ["f32", "bf16"] as const) {
     dense[dtype] = join(folder, `dense-${dtype}`);
-    using model = Decoder.initialize(engine, config, { dtype, seed: 2 });
-    // Norms that are not all 1, as in a trained model.
-    const random = new Random(9);
-    for (const [name, tensor] of model.parameters) {
-      if (name.endsWith("orm.weight"))
-        engine.backend.write(
-          tensor.ptr,
-          Float32Array.from({ length: tensor.size }, () => 0.5 + random.uniform()),
-        );
-    }
-    saveModel(model, dense[dtype]);
+    writeDense(engine, config, dtype, dense[dtype]);
   }
 });
 afterEach(() => {
@@ -89,10 +61,12 @@ describe("the upcycled model computes what the dense one does", () => {
     using model = loadModel(engine, out);
     expect(model.config).toMatchObject({ architecture: target, moe: { numExperts: 4, topK, expertFfnSize: config.ffnSize } });
     expect(model.config.moe?.gateNormalization === null).toBe(target === "mixtral");
-    expect(receipt.moe).toEqual({
+    expect(receipt).toMatchObject({
       architecture: target,
-      numParams: numParams(model.config),
+      numParamsBefore: numParams(config),
+      numParamsAfter: numParams(model.config),
       numActiveParams: numActiveParams(model.config),
+      exactness: { verdict: "exact" },
     });
   });
   test("without gating logit normalization, with one expert, and with experts in every second layer", () => {
@@ -153,11 +127,11 @@ describe("the files", () => {
       [dense.bf16, "bf16"],
     ] as const) {
       const { out, receipt } = upcycled({ seed: 7 }, from);
-      expect(JSON.parse(readFileSync(join(out, "upcycle-receipt.json"), "utf8"))).toEqual(receipt);
+      expect(JSON.parse(readFileSync(join(out, "upcycling.json"), "utf8"))).toEqual(receipt);
       expect(receipt).toMatchObject({
         source: from,
         options: { numExperts: 4, topK: 2, seed: 7, dtype },
-        dense: { architecture: "llama" },
+        sourceArchitecture: "llama",
       });
       using weights = openModelWeights(out);
       expect(receipt.tensors.map(({ name }) => name).sort()).toEqual([...weights.tensors.keys()].sort());
@@ -169,12 +143,13 @@ describe("the files", () => {
         expect(createHash("sha256").update(bytes).digest("hex"), name).toBe(sha256);
         expect(origin === "router", name).toBe(name.endsWith("block_sparse_moe.gate.weight"));
         expect(source === null).toBe(origin === "router");
+        expect(origin === "expert").toBe(name.includes(".experts."));
       }
     }
   });
   test("hold routers drawn from a normal of the stated deviation, new for each layer and seed", () => {
     const gate = (layer: number): string => `model.layers.${layer}.block_sparse_moe.gate.weight`;
-    const options = { numExperts: 128, routerStd: 0.05, seed: 3 };
+    const options: Partial<UpcycleOptions> = { numExperts: 128, router: { type: "normal", std: 0.05 }, seed: 3 };
     const { out } = upcycled(options);
     const weights = values(out, gate(0));
     const n = weights.length;
@@ -203,20 +178,20 @@ describe("what cannot be", () => {
     }
     throw new Error("expected an error");
   };
-  const leftovers = (): string[] => readdirSync(folder).filter((name) => name.endsWith(".tmp"));
+  const leftovers = (): string[] => readdirSync(folder).filter((name) => name.endsWith(".tmp") || name.endsWith(".partial"));
 
   test("a source that has experts is refused, and so is what the target cannot express", () => {
     const { out } = upcycled();
     const again = join(folder, "again");
     expect(kindOf(() => upcycle(out, again, { numExperts: 4, topK: 2 }))).toMatchObject({
       kind: "configuration",
-      message: expect.stringContaining("expected a dense model, got skywork_moe with 4 experts") as unknown,
+      message: expect.stringContaining("check source.dense failed: expected a dense model, got skywork_moe with 4 experts") as unknown,
     });
     for (const [options, message] of [
-      [{ topK: 5 }, /topK 5 is above moe.numExperts 4/],
+      [{ topK: 5 }, /topK 5 is above numExperts 4/],
       [{ layerInterval: 4 }, /layerInterval 4 with numLayers 3: no layer has experts/],
-      [{ target: "mixtral", gateNormalization: true }, /gateNormalization/],
-      [{ target: "mixtral", layerInterval: 2 }, /layerInterval/],
+      [{ target: "mixtral", gateNormalization: true }, /check target\.gateNormalization failed/],
+      [{ target: "mixtral", layerInterval: 2 }, /check target\.layerInterval failed/],
     ] as const) {
       const got = kindOf(() => upcycledConfig(config, { numExperts: 4, topK: 2, ...options }));
       expect(got.kind).toBe("configuration");
@@ -234,12 +209,12 @@ describe("what cannot be", () => {
     }
     expect(contents(dense.bf16)).toEqual(before);
   });
-  test("a write that fails leaves nothing", () => {
+  test("an error after the weights leaves nothing", () => {
     const out = join(folder, "failed");
     const fail = (): never => {
-      throw new MoeError("resource", "no space left on the disk");
+      throw new MoeError("file", "no tokenizer");
     };
-    expect(kindOf(() => upcycle(dense.f32, out, { numExperts: 4, topK: 2 }, fail)).message).toBe("no space left on the disk");
+    expect(kindOf(() => upcycle(dense.f32, out, { numExperts: 4, topK: 2 }, fail)).message).toBe("no tokenizer");
     expect([existsSync(out), leftovers()]).toEqual([false, []]);
   });
   test("a source with a tensor missing leaves nothing and names it", () => {
@@ -252,14 +227,5 @@ describe("what cannot be", () => {
     const out = join(folder, "of-broken");
     expect(kindOf(() => upcycle(broken, out, { numExperts: 4, topK: 2 })).message).toMatch(/expected tensor model\.layers\.3\./);
     expect([existsSync(out), leftovers()]).toEqual([false, []]);
-  });
-  test("what a killed one left of the same name goes with the next", () => {
-    // A process that was killed: its folder has the name of its process and is not finished.
-    const killed = join(folder, ".after-kill.4194304-0123abcd.tmp");
-    const other = join(folder, ".after-kill.gguf.4194304-0123abcd.tmp");
-    for (const path of [killed, other]) mkdirSync(path);
-    upcycle(dense.f32, join(folder, "after-kill"), { numExperts: 2, topK: 1 });
-    expect(leftovers()).toEqual([".after-kill.gguf.4194304-0123abcd.tmp"]);
-    rmSync(other, { recursive: true });
   });
 });

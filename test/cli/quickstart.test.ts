@@ -55,6 +55,6 @@ describe.each([
       .trim()
       .split("\n");
     expect(lines.filter((line) => line.includes('"type":"step"'))).toHaveLength(4);
-    expect(existsSync(join(upcycled, "upcycle-receipt.json"))).toBe(true);
+    expect(existsSync(join(upcycled, "upcycling.json"))).toBe(true);
   });
 });
