@@ -16,7 +16,7 @@ export function madeUpText(numSentences: number, seed = 1): string {
 }
 
 /** `config.json` of a tiny model in Hugging Face form. */
-export function tinyModel(kind: "dense" | "moe"): Record<string, unknown> {
+export function tinyModel(kind: "dense" | "moe" | "skywork"): Record<string, unknown> {
   const shared = {
     vocab_size: 300,
     hidden_size: 32,
@@ -31,13 +31,19 @@ export function tinyModel(kind: "dense" | "moe"): Record<string, unknown> {
     bos_token_id: 0,
     eos_token_id: 0,
   };
+  if (kind === "skywork") {
+    // Everything that a router of ours has a state for: normalized logits and a selection bias.
+    const gate = { moe_use_logits_norm: true, moe_gate_norm_std: 1, moe_gate_norm_eps: 1e-6, moe_selection_bias: true };
+    const released = { moe_use_skywork_gating: false, moe_2layer_gate: false, moe_feature_no_mul_topk: true, moe_expert_interval: 1 };
+    return { model_type: "skywork_moe", ...shared, num_experts: [4], num_experts_per_tok: 2, ...released, ...gate };
+  }
   return kind === "dense"
     ? { model_type: "llama", ...shared }
     : { model_type: "mixtral", ...shared, num_local_experts: 4, num_experts_per_tok: 2, sliding_window: null };
 }
 
 /** A run of a tiny model on a text that this writes into `folder`. */
-export function tinyRun(folder: string, kind: "dense" | "moe", changes: Partial<RunConfigInput> = {}): RunConfigInput {
+export function tinyRun(folder: string, kind: "dense" | "moe" | "skywork", changes: Partial<RunConfigInput> = {}): RunConfigInput {
   mkdirSync(folder, { recursive: true });
   const text = join(folder, "text.txt");
   writeFileSync(text, madeUpText(400));
@@ -110,10 +116,11 @@ export function writeConfig(path: string, config: unknown): string {
   return path;
 }
 
-/** The bytes that must be equal when two runs did the same: weights, and moments with masters. */
-export function trainedBytes(checkpoint: string): { weights: string; optimizer: string } {
+/** What must be equal when two runs did the same: bytes of weights, and of moments with masters; and the coefficients' f64. */
+export function trainedBytes(checkpoint: string): { weights: string; optimizer: string; coefficients: unknown } {
   const hex = (name: string): string => readFileSync(join(checkpoint, name)).toString("base64");
-  return { weights: hex("model.safetensors"), optimizer: hex("optimizer.safetensors") };
+  const { coefficients } = JSON.parse(readFileSync(join(checkpoint, "state.json"), "utf8")) as { coefficients: unknown };
+  return { weights: hex("model.safetensors"), optimizer: hex("optimizer.safetensors"), coefficients };
 }
 export function checkpointOf(run: string, step: number): string {
   return join(run, "checkpoints", `step-${String(step).padStart(8, "0")}`);

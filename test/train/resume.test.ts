@@ -21,15 +21,25 @@ afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-/** Everything that could lose a bit: micro-batches, capacity, recomputation, warm-up, clipping, several epochs. */
+/**
+ * Everything that could lose a bit: micro-batches, capacity, recomputation, warm-up, clipping, several epochs; and what routing
+ * carries from step to step: adaptive coefficients, selection biases, the key of the noise.
+ */
 function demanding(name: string, precision: "f32" | "bf16"): { config: string; reference: string } {
   const run: RunConfigInput = {
-    ...tinyRun(join(folder, name), "moe"),
+    ...tinyRun(join(folder, name), "skywork"),
     precision,
     numSteps,
     microBatchSequences: 2,
     recomputeLayers: 1,
-    moe: { capacityFactor: 1.1, auxiliaryLossCoefficient: 0.02 },
+    moe: {
+      capacityFactor: 1.1,
+      auxiliaryLossCoefficient: { type: "adaptive", beta: 0.9 },
+      zLossCoefficient: 1e-3,
+      balanceGroupSequences: 1,
+      biasUpdateRate: 1e-3,
+      jitterEpsilon: 0.05,
+    },
     schedule: { name: "wsd", warmupSteps: 5, decaySteps: 10 },
     checkpoint: { intervalSteps: 3, keep: 2 },
   };
@@ -46,6 +56,10 @@ describe.each([
     ({ config, reference } = demanding(precision, precision));
     const { code, stderr } = await runTrain([config, "--out", reference]);
     expect(code, stderr).toBe(0);
+    // The state is one to lose: two layers' coefficients, moved from where they began.
+    const { coefficients } = readCheckpointState(checkpointOf(reference, numSteps));
+    expect(coefficients).toHaveLength(2);
+    for (const alpha of coefficients ?? []) expect(alpha).not.toBe(0.01);
   });
 
   test("that is killed at random moments and resumed ends with the bits of one that was not", async () => {
