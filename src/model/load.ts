@@ -8,6 +8,7 @@
 import type { MappedFile } from "../backend/backend.ts";
 import { dtypeBytes } from "../backend/kernels.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
+import { fileError } from "../util/errors.ts";
 import { Decoder } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
 import { asParameter, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
@@ -53,6 +54,7 @@ export function loadParameters(
     for (const spec of specs) {
       const pieces = huggingFacePieces(spec, source.layout, source.config);
       const tensor = (maps === null ? null : mappedTensor(maps, source, spec, pieces)) ?? copiedTensor(engine, source, spec, pieces);
+      if (spec.name.includes(".moe.router.")) requireFinite(source, pieces);
       if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);
     }
@@ -63,6 +65,21 @@ export function loadParameters(
     maps?.release();
   }
   return parameters;
+}
+
+/**
+ * Routers are small, and one value in them that is not a number sends every token to experts that nobody chose, which reads like a
+ * bad model and not like a broken file. So they are looked at; the large matrices are not.
+ */
+function requireFinite(source: ModelSource, pieces: readonly Piece[]): void {
+  for (const { name, fileOffset, numElements } of pieces) {
+    for (let done = 0; done < numElements; done += chunkElements) {
+      const chunk = new Float32Array(Math.min(chunkElements, numElements - done));
+      source.readFloat32(name, chunk, fileOffset + done);
+      const wrong = chunk.findIndex((value) => !Number.isFinite(value));
+      if (wrong >= 0) throw fileError(source.path, `finite values in the router ${name}`, `${chunk[wrong]} in element ${done + wrong}`);
+    }
+  }
 }
 
 /** File mappings shared by the tensors that lie in them: a file is unmapped when its last tensor and the loader are done. */

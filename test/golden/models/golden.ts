@@ -15,6 +15,11 @@ export const goldenNames = [
   "mixtral",
   "skywork-moe",
   "skywork-moe-lambda2",
+  "skywork-moe-gate2",
+  "skywork-moe-sigmoid",
+  "qwen2-moe",
+  "qwen3-moe",
+  "olmoe",
 ] as const;
 export type GoldenName = (typeof goldenNames)[number];
 
@@ -49,7 +54,7 @@ export function readGolden(name: GoldenName): Golden {
 export function readGoldenGradients(name: GoldenName, model: Decoder): Map<string, Float32Array> {
   using file = openModelWeights(join(goldenFolder(name), "grads.safetensors"));
   const gradients = new Map<string, Float32Array>();
-  for (const spec of parameterSpecs(model.config, "f32")) {
+  for (const spec of parameterSpecs(model.config, "f32").filter(({ trains }) => trains)) {
     const values = new Float32Array(spec.shape.reduce((n, size) => n * size, 1));
     for (const piece of huggingFacePieces(spec, "per-expert", model.config)) {
       file.readFloat32(piece.name, values.subarray(piece.offset, piece.offset + piece.numElements), piece.fileOffset);

@@ -4,8 +4,8 @@
  */
 import { afterAll, describe, expect, test } from "vitest";
 import type { BackendName } from "../../../src/backend/backend.ts";
-import type { ModelConfig } from "../../../src/config/model.ts";
-import { Decoder, loadModel, writeElements } from "../../../src/model/index.ts";
+import type { ModelConfig, MoeConfig } from "../../../src/config/model.ts";
+import { Decoder, loadModel, parameterSpecs, writeElements } from "../../../src/model/index.ts";
 import type { Engine } from "../../../src/tensor/index.ts";
 import { backendNames, startEngines } from "./engines.ts";
 import {
@@ -80,41 +80,74 @@ interface Mutation {
   readonly config?: (config: ModelConfig) => ModelConfig;
   readonly weights?: (model: Decoder) => void;
 }
-const moeModels: readonly GoldenName[] = ["skywork-moe", "skywork-moe-lambda2"];
+const moeModels: readonly GoldenName[] = ["skywork-moe", "skywork-moe-lambda2", "skywork-moe-gate2"];
+const qwenMoeModels: readonly GoldenName[] = ["qwen2-moe", "qwen3-moe", "olmoe"];
+/** The same model but for a part of its experts. */
+function routed(change: (moe: MoeConfig) => Partial<MoeConfig>): (config: ModelConfig) => ModelConfig {
+  return (config) => ({ ...config, moe: config.moe === null ? null : { ...config.moe, ...change(config.moe) } });
+}
 const mutations: readonly Mutation[] = [
   // Frequencies of next to nothing: every angle is 0.
   { left: "the rotation", models: goldenNames, config: (c) => ({ ...c, ropeScaling: { type: "linear", factor: 1e30 } }) },
   { left: "the rope scaling", models: ["llama3"], config: (c) => ({ ...c, ropeScaling: null }) },
   { left: "norm weights", models: goldenNames, weights: (model) => fill(model, /[nN]orm\.weight$/, 1) },
   { left: "one norm weight", models: goldenNames, weights: (model) => fill(model, /^layers\.0\.feedForwardNorm\.weight$/, 1) },
-  { left: "biases", models: ["qwen2"], weights: (model) => fill(model, /\.bias$/, 0) },
-  { left: "the value bias", models: ["qwen2"], weights: (model) => fill(model, /value\.bias$/, 0) },
-  { left: "QK norm", models: ["qwen3"], config: (c) => ({ ...c, qkNorm: "none" }) },
-  { left: "the weights of the query norm", models: ["qwen3"], weights: (model) => fill(model, /queryNorm\.weight$/, 1) },
+  { left: "biases", models: ["qwen2", "qwen2-moe"], weights: (model) => fill(model, /(query|key|value)\.bias$/, 0) },
+  { left: "the value bias", models: ["qwen2", "qwen2-moe"], weights: (model) => fill(model, /value\.bias$/, 0) },
+  { left: "QK norm", models: ["qwen3", "qwen3-moe", "olmoe"], config: (c) => ({ ...c, qkNorm: "none" }) },
+  {
+    left: "the weights of the query norm",
+    models: ["qwen3", "qwen3-moe", "olmoe"],
+    weights: (model) => fill(model, /queryNorm\.weight$/, 1),
+  },
+  {
+    left: "the weights of the key norm",
+    models: ["qwen3", "qwen3-moe", "olmoe"],
+    weights: (model) => fill(model, /keyNorm\.weight$/, 1),
+  },
   { left: "the window", models: ["mistral", "qwen2"], config: (c) => ({ ...c, slidingWindow: null }) },
   {
     left: "the first windowed layer",
     models: ["qwen2"],
     config: (c) => ({ ...c, slidingWindow: c.slidingWindow === null ? null : { ...c.slidingWindow, firstLayer: 0 } }),
   },
-  {
-    left: "gating normalization",
-    models: moeModels,
-    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, gateNormalization: null } }),
-  },
+  { left: "gating normalization", models: moeModels, config: routed(() => ({ gateNormalization: null })) },
   {
     left: "the unbiased deviation",
     models: moeModels,
-    config: (c) => ({
-      ...c,
-      moe:
-        c.moe === null ? null : { ...c.moe, gateNormalization: { lambda: c.moe.gateNormalization?.lambda ?? 1, eps: 0, unbiased: false } },
-    }),
+    config: routed(({ gateNormalization }) => ({ gateNormalization: { lambda: gateNormalization?.lambda ?? 1, eps: 0, unbiased: false } })),
   },
   {
     left: "the second expert",
-    models: ["mixtral", ...moeModels],
-    config: (c) => ({ ...c, moe: c.moe === null ? null : { ...c.moe, topK: 1 } }),
+    models: ["mixtral", ...qwenMoeModels, ...moeModels, "skywork-moe-sigmoid"],
+    config: routed(({ topK }) => ({ topK: topK - 1 })),
+  },
+  // Each way round: two of them divide by the sum of the chosen, two do not.
+  {
+    left: "the right renormalization",
+    models: ["mixtral", "skywork-moe", ...qwenMoeModels, "skywork-moe-sigmoid"],
+    config: routed(({ renormalize }) => ({ renormalize: !renormalize })),
+  },
+  { left: "the shared expert", models: ["qwen2-moe", "skywork-moe-sigmoid"], config: routed(() => ({ sharedExpert: null })) },
+  {
+    left: "the gate of the shared expert",
+    models: ["qwen2-moe", "skywork-moe-sigmoid"],
+    config: routed(({ sharedExpert }) => ({ sharedExpert: sharedExpert === null ? null : { ...sharedExpert, gate: false } })),
+  },
+  {
+    left: "the factor of the shared expert",
+    models: ["skywork-moe-sigmoid"],
+    config: routed(({ sharedExpert }) => ({ sharedExpert: sharedExpert === null ? null : { ...sharedExpert, scale: 1 } })),
+  },
+  { left: "sigmoid scores", models: ["skywork-moe-sigmoid"], config: routed(() => ({ scoring: "softmax" })) },
+  { left: "the groups of experts", models: ["skywork-moe-sigmoid"], config: routed(() => ({ groups: null })) },
+  { left: "the bias for choosing", models: ["skywork-moe-sigmoid"], config: routed(() => ({ selectionBias: false })) },
+  { left: "the factor of the routed experts", models: ["skywork-moe-sigmoid"], config: routed(() => ({ routedScale: 1 })) },
+  { left: "the factor of the experts' input", models: ["skywork-moe-gate2"], config: routed(() => ({ inputScale: 1 })) },
+  {
+    left: "the first layer of the gate",
+    models: ["skywork-moe-gate2"],
+    weights: (model) => fill(model, /router\.hidden\.weight$/, 0.1),
   },
   { left: "the norm's epsilon", models: ["llama2"], config: (c) => ({ ...c, normEps: 1e-2 }) },
 ];
@@ -137,7 +170,8 @@ function engineOf(name: BackendName): Engine {
 /** The same weights under another configuration (parameters that it does not have are left out). */
 function mutate(model: Decoder, change: (config: ModelConfig) => ModelConfig): Decoder {
   const config = change(model.config);
-  const kept = [...model.parameters].filter(([name]) => config.qkNorm !== "none" || !/(query|key)Norm/.test(name));
+  const names = new Set(parameterSpecs(config, model.dtype).map((spec) => spec.name));
+  const kept = [...model.parameters].filter(([name]) => names.has(name));
   return new Decoder(model.engine, config, model.dtype, new Map(kept.map(([name, tensor]) => [name, tensor.retain()])));
 }
 function fill(model: Decoder, pattern: RegExp, value: number): void {
