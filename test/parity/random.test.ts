@@ -77,12 +77,18 @@ const moe = fc
     byProbability: flag,
     normalize: flag,
     unbiased: flag,
+    scoring: fc.constantFrom("softmax" as const, "softmaxOfTopK" as const, "sigmoid" as const),
+    numGroups: fc.integer({ min: 1, max: 5 }),
+    masked: fc.boolean(),
+    biased: fc.boolean(),
+    renormalize: flag,
   })
-  .map(({ T, E, choices, H, capacity, byProbability, normalize, unbiased }) => {
+  .map(({ T, E, choices, H, capacity, byProbability, normalize, unbiased, scoring, numGroups, masked, biased, renormalize }) => {
     const k = Math.min(choices, E);
-    const dispatch = { T, k, E, capacity, byProbability };
+    const dispatch = { T, k, E, capacity, byProbability, numGroups, masked, pad: capacity === 0 ? 0 : renormalize };
+    const groups = E % numGroups === 0 ? { numGroups, topGroups: Math.ceil((k * numGroups) / E) } : {};
     return [
-      routerForwardCase({ T, E, k, normalize, unbiased, lambda: 1 }),
+      routerForwardCase({ T, E, k, normalize, unbiased, lambda: 1, scoring, masked, biased, renormalize, ...groups }),
       dispatchPlanCase(dispatch),
       ...movementCases(dispatch, H),
       crossEntropyCase(T, E, 5, "in place"),

@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { checkGradients, withEngine } from "../../../test/gradcheck.ts";
-import { balanceLoss, switchLoss } from "./balance.ts";
+import { balanceLoss, routerStatistics, sequenceLoss, switchLoss, zLoss } from "./balance.ts";
 import { router } from "./router.ts";
 
 const probs = [0.5, 0.2, 0.3, 0.1, 0.6, 0.3, 0.7, 0.2, 0.1, 0.25, 0.25, 0.5];
@@ -65,6 +65,81 @@ describe("switchLoss", () => {
         const uniform = engine.from(new Float32Array(8).fill(0.25), [2, 4], "f32");
         expect(switchLoss(uniform, engine.from([1, 1, 1, 1], [4], "i32")).item()).toBeCloseTo(1, 6);
         expect(() => switchLoss(g, engine.zeros([2], "i32"))).toThrow("switchLoss: counts must be [1, 3] i32, got [2] i32");
+      }),
+    );
+  });
+});
+
+describe("tokens that take no part", () => {
+  it("count in no mean: the loss is that of the others alone", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const g = engine.from([...probs.slice(0, 3), 0, 0, 0, ...probs.slice(6, 12)], [4, 3], "f32");
+        const others = engine.from([...probs.slice(0, 3), ...probs.slice(6, 12)], [3, 3], "f32");
+        const valid = engine.from([1, 0, 1, 1], [4], "i32");
+        const counts = engine.from([3, 1, 2], [3], "i32");
+        expect(balanceLoss(g, { valid }).item()).toBe(balanceLoss(others).item());
+        expect(switchLoss(g, counts, { valid }).item()).toBe(switchLoss(others, counts).item());
+        expect(balanceLoss(g, { valid: engine.zeros([4], "i32") }).item()).toBe(0);
+      }),
+    );
+  });
+});
+
+describe("sequenceLoss", () => {
+  const indices = [0, 2, 1, 2, 0, 1, 2, 0];
+  it("has the gradients of finite differences", () => {
+    checkGradients({
+      inputs,
+      bf16Tolerance: null,
+      run: ({ probs: g }, engine) => (g ? [sequenceLoss(g, engine.from(indices, [4, 2], "i32"), { groupOffsets: [0, 2, 4] })] : []),
+    });
+  });
+  it("is the sum of the Switch losses of the sequences", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const g = engine.from(probs, [4, 3], "f32");
+        const chosen = engine.from(indices, [4, 2], "i32");
+        const counts = engine.from([1, 1, 2, 2, 1, 1], [2, 3], "i32");
+        const groupOffsets = [0, 2, 4];
+        expect(sequenceLoss(g, chosen, { groupOffsets }).item()).toBe(switchLoss(g, counts, { groupOffsets }).item());
+      }),
+    );
+  });
+});
+
+describe("zLoss", () => {
+  const logits = { logits: { shape: [4, 3], bf16: false } };
+  it("has the gradients of finite differences, with and without tokens that take no part", () => {
+    checkGradients({ inputs: logits, bf16Tolerance: null, run: ({ logits: z }) => (z ? [zLoss(z, { scale: 0.5 })] : []) });
+    checkGradients({
+      inputs: logits,
+      bf16Tolerance: null,
+      run: ({ logits: z }, engine) => (z ? [zLoss(z, { valid: engine.from([1, 0, 1, 0], [4], "i32") })] : []),
+    });
+  });
+  it("is the sum of squared logsumexps (arXiv 2202.08906, equation 5)", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const z = engine.from([0, 0, Math.log(2), 5], [2, 2], "f32");
+        expect(zLoss(z, { scale: 3 }).item()).toBeCloseTo(3 * (Math.log(2) ** 2 + Math.log(2 + Math.exp(5)) ** 2), 4);
+      }),
+    );
+  });
+});
+
+describe("routerStatistics", () => {
+  it("sums ratios of the largest probabilities and the entropy over the tokens", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const g = engine.from([0.5, 0.2, 0.3, 0, 0, 0, 0.25, 0.25, 0.5], [3, 3], "f32");
+        const { max1OverMax2, max2OverMax3, gateEntropy } = routerStatistics(g);
+        expect(max1OverMax2).toBeCloseTo(5 / 3 + 2, 6);
+        expect(max2OverMax3).toBeCloseTo(1.5 + 1, 6);
+        const entropy = (p: number[]): number => p.reduce((sum, value) => sum - value * Math.log(value), 0);
+        expect(gateEntropy).toBeCloseTo(entropy([0.5, 0.2, 0.3]) + entropy([0.25, 0.25, 0.5]), 6);
+        // One expert has no second: the denominator is 1e-20.
+        expect(routerStatistics(engine.from([1], [1, 1], "f32")).max1OverMax2).toBeCloseTo(1e20, -15);
       }),
     );
   });

@@ -71,12 +71,16 @@ function makePlan(engine: Engine, indices: Tensor, weights: Tensor, options: Dis
   const G = groupOffsets.length - 1;
   checkCapacities(capacities, G, pad);
   const paddedRows = pad && capacities !== null ? numExperts * capacities.reduce((sum, capacity) => sum + capacity, 0) : null;
+  if (paddedRows !== null && paddedRows >= 2 ** 31)
+    throw shapeError("dispatch", "capacities", "below 2^31 rows of all experts together, which are padded", String(paddedRows));
   const offsets = engine.empty([numExperts + 1], "i32");
   const slotRow = engine.empty([T, k], "i32");
   const counts = engine.empty([G, numExperts], "i32");
   using room = engine.detached([paddedRows ?? T * k], "i32");
   using starts = engine.from(groupOffsets, [G + 1], "i32");
-  using limits = capacities === null ? null : engine.from(capacities, [G], "i32");
+  // A capacity above all assignments is that of all: it need not fit 32 bits. (Padded rows of that many could not be had.)
+  const most = pad ? Infinity : T * k;
+  using limits = capacities === null ? null : engine.from(Int32Array.from(capacities, (capacity) => Math.min(capacity, most)), [G], "i32");
   engine.backend.kernels.dispatchPlan(
     offsets.ptr,
     room.ptr,

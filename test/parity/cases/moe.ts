@@ -258,6 +258,78 @@ function routerVariants(): RouterShape[] {
 }
 
 /** The z loss, the statistics, and the pieces around a router. */
+/** T tokens of E features. */
+export function gateCasesOf(T: number, E: number): Case[] {
+  const random = new Random(T * 1013 + E);
+  const [x, y] = [random.normal(T * E, "f32", 3), random.normal(T * E)];
+  const title = `T${T} E${E}`;
+  const probs = x.map((value) => Math.exp(value - 9));
+  const valid = routerMask({ T, E, k: 1, normalize: 0, unbiased: 0, lambda: 1, masked: T > 3 });
+  // |logsumexp| is below 20: its error is that of the sum, and the square doubles it.
+  const z = { kind: "within", relative: 4e-7, absolute: 1e-6 * T * 20 } as const;
+  const zGradient = { kind: "within", relative: 1e-5, absolute: 1e-5 } as const;
+  const tanhs = x.map(Math.tanh);
+  return [
+    {
+      kernel: "routerZLoss",
+      title: `${title} forward`,
+      args: [output("f64", 1, z), 0, input("f32", x), valid, T, E, 0],
+    },
+    {
+      kernel: "routerZLoss",
+      title: `${title} backward`,
+      args: [0, output("f32", T * E, zGradient), input("f32", x), valid, T, E, 0.7],
+    },
+    {
+      kernel: "routerStatistics",
+      title,
+      args: [output("f64", 3, { kind: "within", relative: 1e-9, absolute: 1e-9 * T }), input("f32", probs), T, E],
+    },
+    {
+      kernel: "jitter",
+      title,
+      args: [output("f32", T * E, exact), input("f32", x), T, E, 1000, -77, 12345, 0.01],
+    },
+    {
+      kernel: "tanhForward",
+      title,
+      args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 0 }), input("f32", x), T * E],
+    },
+    {
+      kernel: "tanhBackward",
+      title,
+      args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 4e-7 }), input("f32", y), input("f32", tanhs), T * E],
+    },
+    ...dtypes.flatMap((dtype): Case[] => {
+      const rows = input(dtype, random.normal(T * E, dtype));
+      const gate = input("f32", random.normal(T, "f32", 4));
+      const dOut = input(dtype, random.normal(T * E, dtype));
+      return [
+        {
+          kernel: "sigmoidGateForward",
+          title: `${title} ${dtype}`,
+          args: [output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }), rows, gate, T, E, 1.5, { dtypeOf: rows }],
+        },
+        {
+          kernel: "sigmoidGateBackward",
+          title: `${title} ${dtype}`,
+          args: [
+            output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }),
+            output("f32", T, { kind: "within", relative: 12 * u, absolute: (E + 12) * u * 16 }),
+            dOut,
+            rows,
+            gate,
+            T,
+            E,
+            1.5,
+            { dtypeOf: rows },
+          ],
+        },
+      ];
+    }),
+  ];
+}
+
 function gateCases(): Case[] {
   const sizes = [
     [0, 4],
@@ -267,77 +339,7 @@ function gateCases(): Case[] {
     [130, 17],
     [7, 129],
   ] as const;
-  return sizes.flatMap(([T, E]): Case[] => {
-    const random = new Random(T * 1013 + E);
-    const [x, y] = [random.normal(T * E, "f32", 3), random.normal(T * E)];
-    const title = `T${T} E${E}`;
-    const probs = x.map((value) => Math.exp(value - 9));
-    const valid = routerMask({ T, E, k: 1, normalize: 0, unbiased: 0, lambda: 1, masked: T > 3 });
-    // |logsumexp| is below 20: its error is that of the sum, and the square doubles it.
-    const z = { kind: "within", relative: 4e-7, absolute: 1e-6 * T * 20 } as const;
-    const zGradient = { kind: "within", relative: 1e-5, absolute: 1e-5 } as const;
-    const tanhs = x.map(Math.tanh);
-    return [
-      {
-        kernel: "routerZLoss",
-        title: `${title} forward`,
-        args: [output("f64", 1, z), 0, input("f32", x), valid, T, E, 0],
-      },
-      {
-        kernel: "routerZLoss",
-        title: `${title} backward`,
-        args: [0, output("f32", T * E, zGradient), input("f32", x), valid, T, E, 0.7],
-      },
-      {
-        kernel: "routerStatistics",
-        title,
-        args: [output("f64", 3, { kind: "within", relative: 1e-9, absolute: 1e-9 * T }), input("f32", probs), T, E],
-      },
-      {
-        kernel: "jitter",
-        title,
-        // One f32 product of the same factors, and the constant term fused or not.
-        args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 0 }), input("f32", x), T, E, 1000, -77, 12345, 0.01],
-      },
-      {
-        kernel: "tanhForward",
-        title,
-        args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 0 }), input("f32", x), T * E],
-      },
-      {
-        kernel: "tanhBackward",
-        title,
-        args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 4e-7 }), input("f32", y), input("f32", tanhs), T * E],
-      },
-      ...dtypes.flatMap((dtype): Case[] => {
-        const rows = input(dtype, random.normal(T * E, dtype));
-        const gate = input("f32", random.normal(T, "f32", 4));
-        const dOut = input(dtype, random.normal(T * E, dtype));
-        return [
-          {
-            kernel: "sigmoidGateForward",
-            title: `${title} ${dtype}`,
-            args: [output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }), rows, gate, T, E, 1.5, { dtypeOf: rows }],
-          },
-          {
-            kernel: "sigmoidGateBackward",
-            title: `${title} ${dtype}`,
-            args: [
-              output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }),
-              output("f32", T, { kind: "within", relative: 12 * u, absolute: (E + 12) * u * 16 }),
-              dOut,
-              rows,
-              gate,
-              T,
-              E,
-              1.5,
-              { dtypeOf: rows },
-            ],
-          },
-        ];
-      }),
-    ];
-  });
+  return sizes.flatMap(([T, E]) => gateCasesOf(T, E));
 }
 
 export interface DispatchShape {
