@@ -23,6 +23,7 @@ export { modelPresets, type ModelPresetName } from "../config/model-presets.ts";
 export { parseModelConfig, type ModelConfig, type MoeConfig } from "../config/model.ts";
 export { applySettings, parseRunConfig, type RunConfig, type RunConfigInput } from "../config/run.ts";
 export { Dataset, prepareTokens, readDocuments, TokenFile, type DocumentSource, type TokenBatch } from "../data/index.ts";
+export { evaluateTasks, writeEvaluation, type EvalResults, type EvaluateOptions, type Evaluation } from "../eval/index.ts";
 export { generateIds, generateText, sampleToken, type GenerateOptions, type Generation, type SamplingOptions } from "../generate/index.ts";
 export {
   batchOfDocuments,

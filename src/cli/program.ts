@@ -5,6 +5,7 @@
 import { Command, CommanderError } from "commander";
 import { MoeError } from "../util/errors.ts";
 import { addDoctor } from "./commands/doctor.ts";
+import { addEval } from "./commands/eval.ts";
 import { addExport } from "./commands/export.ts";
 import { addGenerate } from "./commands/generate.ts";
 import { addInspect } from "./commands/inspect.ts";
@@ -21,7 +22,7 @@ export function createProgram(): Command {
     .exitOverride()
     .showSuggestionAfterError()
     .allowExcessArguments(false);
-  for (const add of [addQuickstart, addDoctor, addPull, addInspect, addUpcycle, addTrain, addGenerate, addExport]) add(program);
+  for (const add of [addQuickstart, addDoctor, addPull, addInspect, addUpcycle, addTrain, addGenerate, addEval, addExport]) add(program);
   for (const command of program.commands) command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
   return program;
 }

@@ -32,6 +32,7 @@ export function splitStems({ names, subset, single }: DatasetSpec, split: string
   for (const s of splits) {
     if (subset !== null)
       for (const f of folders) stems.push(`${f}${s}/${subset}`, `${f}${subset}/${s}`, `${f}${s}/${subset}_${s}`, `${f}${subset}_${s}`, `${f}${subset}-${s}`);
+    if (subset !== null) stems.push(...names.map((n) => `${n}-${subset}-${s}`));
     if (subset !== null && single !== true) continue;
     for (const f of folders) stems.push(`${f}${s}`);
     for (const n of names) stems.push(`${n}-${s}`, `${n}_${s}`, `${n}/${n}-${s}`);

@@ -16,6 +16,7 @@ test("verbs, arguments and options are those that were promised", () => {
       "upcycle <dense> <out> --config <file> --experts <n> --top-k <k> --target <family> --granularity <g> --shared-expert <share> --method <name> --noise-std <x> --drop-ratio <r> --experts-from <path> --router <init> --router-std <x> --no-gate-norm --every <k> --optimizer <state> --seed <n> --dtype <type> --dense-tokens <n> --budget-tokens <n> --probe <file> --no-verify --json",
       "train <recipe> --model <path> --text <path> --validation <path> --set <key=value> --out <folder> --resume --json",
       "generate <model> --prompt <text> --chat --max-tokens <n> --temperature <t> --top-p <p> --top-k <k> --repetition-penalty <x> --seed <n> --stop <text...> --dtype <type> --cache-dtype <type> --json",
+      "eval <model> --tasks <names> --num-fewshot <n> --limit <n> --output-path <folder> --log-samples --resume --data <folder> --skip-broken --batch-tokens <n> --max-length <n> --seed <n> --dtype <type> --json",
       "export <model> <out> --format <format> --dtype <type> --json",
     ]
   `);
