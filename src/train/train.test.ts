@@ -5,11 +5,10 @@ import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { loadBackend } from "../backend/load.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { parseRunConfig, type RunConfigInput } from "../config/run.ts";
-import { Dataset, TokenFile, TokenFileWriter } from "../data/index.ts";
+import { Dataset } from "../data/index.ts";
 import { Decoder } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
-import { Random } from "../util/random.ts";
-import { madeUpText, tinyModel, tinyRun, trainedBytes } from "../../test/train/harness.ts";
+import { madeUpText, tinyModel, tinyRun, trainedBytes, unevenTokens } from "../../test/train/harness.ts";
 import {
   evaluate,
   listCheckpoints,
@@ -42,30 +41,13 @@ async function run(
 ): Promise<TrainResult> {
   return await train({ engine, config: parseRunConfig(input), runFolder: join(folder, name), resume, onEvent });
 }
-/** A token file of random ids below 300, as documents of various lengths of which a good part bears no loss. */
-function unevenTokens(): TokenFile {
-  const random = new Random(3);
-  const path = join(folder, "uneven.tokens");
-  using writer = new TokenFileWriter(path, { vocabSize: 300 });
-  for (let document = 0; document < 60; document++) {
-    const length = 1 + random.integer(40);
-    const share = random.uniform();
-    const ids = Int32Array.from({ length }, () => random.integer(300));
-    writer.append(
-      ids,
-      Uint8Array.from({ length }, () => (random.uniform() < share ? 1 : 0)),
-    );
-  }
-  writer.finish("uneven");
-  return new TokenFile(path);
-}
 /** Steps of a trainer over these tokens: metrics and the final weights. */
 function steps(
   kind: "dense" | "moe",
   changes: Partial<RunConfigInput>,
   numSteps = 3,
 ): { metrics: StepMetrics[]; weights: Map<string, Float32Array> } {
-  using file = unevenTokens();
+  using file = unevenTokens(folder);
   const config = parseRunConfig({ ...tinyRun(folder, kind), batchSequences: 8, ...changes });
   const data = new Dataset(file, { sequenceLength: 32, seed: 1 });
   using model = Decoder.initialize(engine, fromHuggingFaceConfig(tinyModel(kind), "test"), { dtype: config.precision, seed: 1 });
@@ -114,7 +96,7 @@ describe("a step", () => {
     expect(free?.layers).toHaveLength(2);
   });
   test("lets the moments of experts without tokens decay and changes nothing else of them", () => {
-    using file = unevenTokens();
+    using file = unevenTokens(folder);
     const config = parseRunConfig({ ...tinyRun(folder, "moe"), optimizer: { learningRate: 1e-3, weightDecay: 0 } });
     using model = Decoder.initialize(engine, fromHuggingFaceConfig(tinyModel("moe"), "test"), { dtype: "f32", seed: 1 });
     using trainer = new Trainer(config, model, new Dataset(file, { sequenceLength: 32, seed: 1 }), { peakFlops: null });
@@ -131,7 +113,7 @@ describe("a step", () => {
     expect(moments?.subarray(2 * perExpert).every((value) => value === 0)).toBe(true);
   });
   test("that is not finite names the step and the parameter and changes nothing", () => {
-    using file = unevenTokens();
+    using file = unevenTokens(folder);
     const config = parseRunConfig(tinyRun(folder, "dense"));
     using model = Decoder.initialize(engine, fromHuggingFaceConfig(tinyModel("dense"), "test"), { dtype: "f32", seed: 1 });
     using trainer = new Trainer(config, model, new Dataset(file, { sequenceLength: 32, seed: 1 }), { peakFlops: null });
@@ -162,7 +144,7 @@ test("a run gives the same bits on 1, 2 and 3 threads", async () => {
 
 describe("an evaluation", () => {
   test("is the mean over tokens, with the standard error of a ratio over sequences, whatever the batch", () => {
-    using file = unevenTokens();
+    using file = unevenTokens(folder);
     const data = new Dataset(file, { sequenceLength: 32, seed: 1, shuffle: false });
     using model = Decoder.initialize(engine, fromHuggingFaceConfig(tinyModel("moe"), "test"), { dtype: "f32", seed: 1 });
     const whole = evaluate(model, data, { maxSequences: 7, batchSequences: 7 });

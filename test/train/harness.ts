@@ -3,6 +3,7 @@ import { spawn, type ChildProcess } from "node:child_process";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 import type { RunConfigInput } from "../../src/config/run.ts";
+import { TokenFile, TokenFileWriter } from "../../src/data/index.ts";
 import { Random } from "../../src/util/random.ts";
 
 const main = resolve(import.meta.dirname, "../../src/cli/main.ts");
@@ -56,6 +57,24 @@ export function tinyRun(folder: string, kind: "dense" | "moe" | "skywork", chang
     optimizer: { learningRate: 3e-3 },
     ...changes,
   };
+}
+
+/** A token file of random ids below 300, as documents of various lengths of which a good part bears no loss. */
+export function unevenTokens(folder: string): TokenFile {
+  const random = new Random(3);
+  const path = join(folder, "uneven.tokens");
+  using writer = new TokenFileWriter(path, { vocabSize: 300 });
+  for (let document = 0; document < 60; document++) {
+    const length = 1 + random.integer(40);
+    const share = random.uniform();
+    const ids = Int32Array.from({ length }, () => random.integer(300));
+    writer.append(
+      ids,
+      Uint8Array.from({ length }, () => (random.uniform() < share ? 1 : 0)),
+    );
+  }
+  writer.finish("uneven");
+  return new TokenFile(path);
 }
 
 export interface Finished {
