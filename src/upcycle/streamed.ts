@@ -24,7 +24,7 @@ import { MoeError } from "../util/errors.ts";
 /** Experts and weights of each token in one layer: [T, K], best first. */
 export interface TokenRouting {
   readonly indices: Int32Array;
-  readonly weights: Float64Array;
+  readonly weights: Float32Array;
 }
 
 export interface StreamedHooks {
@@ -190,7 +190,7 @@ function moeForward(weights: Weights, moe: MoeConfig, layer: number, x_TH: Tenso
   const routing = route(logits, T, moe);
   hooks.onRouting?.(layer, routing);
   const x = x_TH.toFloat32Array();
-  const y = new Float64Array(T * H);
+  const y = new Float32Array(T * H);
   const names = ["gate", "up", "down"].map((matrix) => `layers.${layer}.moe.experts.${matrix}`);
   for (let e = 0; e < E; e++) {
     const slots: number[] = [];
@@ -204,14 +204,15 @@ function moeForward(weights: Weights, moe: MoeConfig, layer: number, x_TH: Tenso
     for (const [i, slot] of slots.entries()) accumulate(y, Math.floor(slot / K) * H, out.subarray(i * H, (i + 1) * H), routing.weights[slot] ?? 0);
   }
   if (moe.sharedExpert !== null) addShared(weights, moe.sharedExpert, layer, x_TH, y);
-  return engine.from(Float32Array.from(y), [T, H], "f32");
+  return engine.from(y, [T, H], "f32");
 }
 
-function accumulate(y: Float64Array, at: number, row: Float32Array, weight: number): void {
+/** In f32, as the decoder's kernels do: the gap shall be the one that its users meet. */
+function accumulate(y: Float32Array, at: number, row: Float32Array, weight: number): void {
   for (let h = 0; h < row.length; h++) y[at + h] = (y[at + h] ?? 0) + weight * (row[h] ?? 0);
 }
 
-function addShared(weights: Weights, shared: NonNullable<MoeConfig["sharedExpert"]>, layer: number, x_TH: Tensor, y: Float64Array): void {
+function addShared(weights: Weights, shared: NonNullable<MoeConfig["sharedExpert"]>, layer: number, x_TH: Tensor, y: Float32Array): void {
   const { engine, config } = weights;
   const [T, H] = [x_TH.dim(0), config.hiddenSize];
   engine.scope(() => {
@@ -229,7 +230,7 @@ function addShared(weights: Weights, shared: NonNullable<MoeConfig["sharedExpert
 function route(logits_TE: Float32Array, T: number, moe: MoeConfig): TokenRouting {
   const { numExperts: E, topK: K, gateNormalization: norm, renormalize } = moe;
   const indices = new Int32Array(T * K);
-  const weights = new Float64Array(T * K);
+  const weights = new Float32Array(T * K);
   for (let t = 0; t < T; t++) {
     const logits = Float64Array.from(logits_TE.subarray(t * E, (t + 1) * E));
     if (norm !== null) {
