@@ -139,9 +139,12 @@ function layerBytes(config: ModelConfig, layer: number, elementBytes: number): n
   bytes += 4 * (H + 2 * E + 3 * K);
   // Of a two-layer gate, the hidden layer behind its tanh.
   if (config.moe.gateLayers === 2) bytes += 4 * 8 * E;
-  // Shared expert: gate, up and product; with a gate its output and the gate's logit.
+  // Shared expert: its input (in f32 it is the router's), gate, up and product; with a gate its output and the gate's logit.
   const shared = config.moe.sharedExpert;
-  if (shared !== null) bytes += elementBytes * 3 * shared.ffnSize + (shared.gate ? elementBytes * H + 4 : 0);
+  if (shared !== null) {
+    bytes += (elementBytes === 4 ? 0 : elementBytes * H) + elementBytes * 3 * shared.ffnSize;
+    if (shared.gate) bytes += elementBytes * H + 4;
+  }
   // Experts: their input, gate, up, product and output, K times.
   return bytes + K * elementBytes * (2 * H + 3 * F);
 }

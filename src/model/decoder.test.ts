@@ -2,7 +2,8 @@ import { afterAll, describe, expect, test } from "vitest";
 import { activationBytes, numParams } from "../config/model-counts.ts";
 import { modelPresets } from "../config/model-presets.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { balanceLoss, Tape, type Engine } from "../tensor/index.ts";
+import type { RoutingContext } from "../nn/index.ts";
+import { balanceLoss, switchLoss, Tape, zLoss, type Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { Random } from "../util/random.ts";
 import { backendNames, startEngines } from "../../test/golden/models/engines.ts";
@@ -42,7 +43,43 @@ const smallMoe: ModelConfig = {
   qkvBias: true,
   moe: { ...modelPresets["skywork-moe"].moe, numExperts: 5, expertFfnSize: 12, layerInterval: 2 },
 };
-const models = { small, smallMoe } as const;
+/** The parts of experts that the other has not. */
+const smallShared: ModelConfig = {
+  ...smallMoe,
+  qkNorm: "all",
+  moe: {
+    ...smallMoe.moe,
+    numExperts: 6,
+    topK: 2,
+    expertFfnSize: 12,
+    layerInterval: 1,
+    gateNormalization: null,
+    scoring: "sigmoid",
+    renormalize: false,
+    routedScale: 1.5,
+    groups: { numGroups: 3, topGroups: 2 },
+    gateLayers: 2,
+    selectionBias: true,
+    inputScale: 1,
+    sharedExpert: { ffnSize: 14, gate: true, scale: 0.8 },
+  },
+};
+/** Everything that a router can have, in every layer. */
+const fullMoe: ModelConfig = {
+  ...smallMoe,
+  moe: {
+    ...modelPresets["skywork-moe"].moe,
+    numExperts: 6,
+    expertFfnSize: 12,
+    layerInterval: 1,
+    gateLayers: 2,
+    selectionBias: true,
+    groups: { numGroups: 3, topGroups: 2 },
+    routedScale: 1.5,
+    sharedExpert: { ffnSize: 10, gate: true, scale: 0.5 },
+  },
+};
+const models = { small, smallMoe, smallShared, fullMoe } as const;
 
 function randomIds(length: number, seed: number): number[] {
   const random = new Random(seed);
@@ -56,7 +93,7 @@ describe.each(backendNames)("on the %s engine", (name) => {
     fn(engine);
     expect(engine.backend.liveBytes).toBe(0);
   };
-  const cases = (["small", "smallMoe"] as const).flatMap((config) => (["f32", "bf16"] as const).map((dtype) => ({ config, dtype })));
+  const cases = (["small", "smallMoe", "smallShared"] as const).flatMap((config) => (["f32", "bf16"] as const).map((dtype) => ({ config, dtype })));
 
   test.skipIf(missing.has(name)).each(cases)(
     "$config $dtype: prefill in chunks and decoding through the cache give the bits of the whole forward",
@@ -183,6 +220,49 @@ test.each(goldenNames)("%s: recomputing layers changes no gradient bit", (name) 
   expect(engine.backend.liveBytes).toBe(0);
 });
 
+test.each(
+  (["softmax", "softmaxOfTopK", "sigmoid"] as const).flatMap((scoring) => (["f32", "bf16"] as const).map((dtype) => ({ scoring, dtype }))),
+)("noise, capacity and padding: recomputed layers route the same, and give the same bits ($scoring, $dtype)", ({ scoring, dtype }) => {
+  const engine = anyEngine();
+  const config = { ...fullMoe, moe: fullMoe.moe === null ? null : { ...fullMoe.moe, scoring } };
+  using model = Decoder.initialize(engine, config, { dtype, seed: 1 });
+  const run = (recomputeLayers: number, epsilon: number) => {
+    for (const tensor of model.parameters.values()) if (tensor.parameter) tensor.parameter.gradIsSet = false;
+    using tape = new Tape(engine);
+    return engine.scope(() => {
+      const batch = batchOfDocuments(engine, [randomIds(20, 1), randomIds(20, 2)], small);
+      const targets = engine.from(randomIds(40, 3), [40], "i32");
+      const valid = engine.from(
+        Array.from({ length: 40 }, (_, t) => Number(t < 17 || t >= 20)),
+        [40],
+        "i32",
+      );
+      const routing: RoutingContext = {
+        groupOffsets: [0, 20, 40],
+        capacity: { factor: 1, dropBy: "probability", pad: true },
+        valid,
+        jitter: { epsilon, seed: 1, step: 5, rowOffsets: [100, 120] },
+      };
+      const roots = engine.withTape(tape, () => {
+        const output = model.loss(batch, targets, { scale: 1 / 40, recomputeLayers, routing });
+        const losses = output.routing.flatMap(({ probs_TE, logits_TE, counts_GE }) => [
+          { value: balanceLoss(probs_TE, { groupOffsets: [0, 20, 40], valid }), grad: 0.5 },
+          { value: switchLoss(probs_TE, counts_GE, { groupOffsets: [0, 20, 40], valid }), grad: 0.1 },
+          { value: zLoss(logits_TE, { valid }), grad: 1e-3 },
+        ]);
+        return [{ value: output.loss, grad: 1 }, ...losses];
+      });
+      tape.backward(roots);
+      return [...model.parameters].map(([name, { parameter }]) => [name, parameter?.grad?.toFloat32Array() ?? null] as const);
+    });
+  };
+  const kept = run(0, 0.05);
+  const untouched = kept.filter(([, grad]) => grad === null || grad.every((value) => value === 0));
+  expect(untouched.map(([name]) => name)).toEqual([0, 1, 2].map((layer) => `layers.${layer}.moe.router.bias`));
+  for (const recomputeLayers of [1, 3]) expect(run(recomputeLayers, 0.05)).toEqual(kept);
+  expect(run(0, 0)).not.toEqual(kept);
+});
+
 test("balance losses are roots of their own, recomputed or not, and reach the routers", () => {
   const engine = anyEngine();
   using model = Decoder.initialize(engine, smallMoe, { dtype: "f32", seed: 1 });
@@ -196,7 +276,10 @@ test("balance losses are roots of their own, recomputed or not, and reach the ro
         const output = model.loss(batch, targets, { scale: 1, recomputeLayers });
         expect(output.routing.map(({ layer }) => layer)).toEqual([1]);
         expect(output.loss.item()).toBe(0);
-        tape.backward([{ value: output.loss, grad: 1 }, ...output.routing.map(({ probs_TE }) => ({ value: balanceLoss(probs_TE), grad: 0.5 }))]);
+        tape.backward([
+          { value: output.loss, grad: 1 },
+          ...output.routing.map(({ probs_TE }) => ({ value: balanceLoss(probs_TE), grad: 0.5 })),
+        ]);
         return model.parameters.get("layers.1.moe.router.weight")?.parameter?.grad?.toFloat32Array();
       }),
     );
@@ -212,13 +295,13 @@ test.each(Object.entries(models))("%s: the configuration counts the parameters t
   expect([...model.parameters.values()].reduce((n, tensor) => n + tensor.size, 0)).toBe(numParams(config));
   expect([...model.parameters.keys()]).toEqual(specs.map(({ name }) => name));
   const f32 = [...model.parameters].filter(([, tensor]) => tensor.dtype === "f32").map(([name]) => name);
-  expect(f32.every((name) => /[nN]orm\.weight$|bias$|router\.weight$/.test(name))).toBe(true);
+  expect(f32.every((name) => /[nN]orm\.weight$|bias$|router\.(hidden\.)?weight$/.test(name))).toBe(true);
 });
 test.each(Object.entries(modelPresets))("%s: the configuration counts the parameters of its list", (_, config) => {
   expect(totalElements(parameterSpecs(config, "bf16"))).toBe(numParams(config));
 });
 
-const activationCases = (["small", "smallMoe"] as const).flatMap((config) =>
+const activationCases = (["small", "smallMoe", "smallShared", "fullMoe"] as const).flatMap((config) =>
   (["f32", "bf16"] as const).flatMap((dtype) => [0, 2].map((recomputeLayers) => ({ config, dtype, recomputeLayers }))),
 );
 test.each(activationCases)(

@@ -29,7 +29,7 @@ export interface AttentionModules {
   readonly key: Linear;
   readonly value: Linear;
   readonly output: Linear;
-  /** Norms of each head (Qwen3), or null. */
+  /** Norms of each head by itself (weights of headDim, Qwen3), of all heads together (of Q and C, OLMoE), or null. */
   readonly queryNorm: RmsNorm | null;
   readonly keyNorm: RmsNorm | null;
 }

@@ -6,9 +6,10 @@ import { Random } from "../../util/random.ts";
 import { FeedForward } from "../feed-forward.ts";
 import { Linear } from "../linear.ts";
 import { MoeBlock } from "./block.ts";
-import { droppedAssignments, expertCapacity } from "./context.ts";
+import { droppedAssignments, droppedPerGroup, expertCapacity } from "./context.ts";
 import { Experts } from "./experts.ts";
 import { Router, type RouterSettings } from "./router.ts";
+import { SharedExpert } from "./shared.ts";
 
 const [H, F, E] = [6, 5, 4];
 
@@ -142,4 +143,181 @@ test("capacity is the fair share times the factor, rounded up", () => {
   expect(expertCapacity(1, 2, 8, 4)).toBe(4);
   expect(expertCapacity(1.25, 2, 7, 4)).toBe(5);
   expect(droppedAssignments([5, 0, 3], 2)).toBe(4);
+});
+
+/** A block with everything: two-layer gate, bias, groups, shared expert. */
+function fullBlock(engine: Engine, seed: number, settings: Partial<RouterSettings> = {}): MoeBlock {
+  const random = new Random(seed);
+  const hidden = new Linear(normal(engine, random, 8 * E, H));
+  const selectionBias = engine.from([0.1, 0, -0.1, 0], [E], "f32");
+  const plain = randomBlock(engine, seed, settings);
+  const router = new Router({ gate: new Linear(normal(engine, random, E, 8 * E)), hidden, selectionBias }, plain.router.settings);
+  const network = new FeedForward(
+    new Linear(normal(engine, random, F, H)),
+    new Linear(normal(engine, random, F, H)),
+    new Linear(normal(engine, random, H, F)),
+  );
+  return new MoeBlock(router, plain.experts, { sharedExpert: new SharedExpert(network, new Linear(normal(engine, random, 1, H)), 0.5) });
+}
+const everyScoring: readonly Partial<RouterSettings>[] = [
+  {},
+  { scoring: "softmaxOfTopK", normalization: null },
+  { scoring: "sigmoid", groups: { numGroups: 2, topGroups: 1 }, routedScale: 2.5 },
+];
+const dropBys = ["probability", "position"] as const;
+
+test("the shared expert is added: constant times sigmoid of its logit times its network", () => {
+  onEngine((engine) => {
+    const block = fullBlock(engine, 3);
+    const x_TH = normal(engine, new Random(4), 5, H);
+    const routed = new MoeBlock(block.router, block.experts).forward(x_TH).y_TH.toFloat32Array();
+    const shared = block.sharedExpert;
+    if (shared?.gate == null) throw new Error("no shared expert");
+    const network = shared.network.forward(x_TH).toFloat32Array();
+    const logits = shared.gate.forward(x_TH).toFloat32Array();
+    const expected = routed.map((value, i) => value + (0.5 * (network[i] ?? NaN)) / (1 + Math.exp(-(logits[Math.floor(i / H)] ?? NaN))));
+    expect(largestGap(block.forward(x_TH).y_TH.toFloat32Array(), expected)).toBeLessThan(1e-6);
+  });
+});
+
+test("what padding tokens hold changes no bit of the others, under any capacity", () => {
+  onEngine((engine) => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...everyScoring),
+        fc.array(fc.boolean(), { minLength: 1, maxLength: 14 }),
+        fc.constantFrom(null, 0.5, 1.25),
+        fc.constantFrom(...dropBys),
+        fc.boolean(),
+        (settings, takesPart, factor, dropBy, pad) => {
+          engine.scope(() => {
+            const T = takesPart.length;
+            const block = fullBlock(engine, 5, settings);
+            const valid = engine.from(takesPart.map(Number), [T], "i32");
+            const x = normal(engine, new Random(6), T, H).toFloat32Array();
+            const run = (filler: number): { y: Float32Array; counts: Int32Array; indices: Int32Array } => {
+              const filled = x.map((value, i) => (takesPart[Math.floor(i / H)] === true ? value : filler * value));
+              const context = { valid, capacity: factor === null ? null : { factor, dropBy, pad } };
+              const { y_TH, routing } = block.forward(engine.from(filled, [T, H], "f32"), context);
+              const y = y_TH.toFloat32Array().filter((_, i) => takesPart[Math.floor(i / H)] === true);
+              return { y, counts: routing.counts_GE.toInt32Array(), indices: routing.indices_TK.toInt32Array() };
+            };
+            const [one, other] = [run(1), run(-7)];
+            expect(other).toEqual(one);
+            const numValid = takesPart.filter(Boolean).length;
+            expect(one.counts.reduce((sum, count) => sum + count, 0)).toBe(2 * numValid);
+            expect(one.indices.filter((e) => e < 0).length).toBe(2 * (T - numValid));
+          });
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+});
+
+test("balance groups run in separate calls give the same bits, counts and drops as in one", () => {
+  onEngine((engine) => {
+    fc.assert(
+      fc.property(
+        fc.constantFrom(...everyScoring),
+        fc.array(fc.integer({ min: 1, max: 6 }), { minLength: 1, maxLength: 4 }),
+        fc.constantFrom(...dropBys),
+        fc.boolean(),
+        (settings, sizes, dropBy, pad) => {
+          engine.scope(() => {
+            const groupOffsets = sizes.reduce<number[]>((starts, size) => [...starts, (starts.at(-1) ?? 0) + size], [0]);
+            const T = groupOffsets.at(-1) ?? 0;
+            const block = fullBlock(engine, 7, settings);
+            const x_TH = normal(engine, new Random(8), T, H);
+            const context = { capacity: { factor: 0.75, dropBy, pad }, jitter: { epsilon: 0.1, seed: 1, step: 2 } };
+            const rowOffsets = groupOffsets.slice(0, -1);
+            const whole = block.forward(x_TH, { ...context, groupOffsets, jitter: { ...context.jitter, rowOffsets } }, 3);
+            const parts = rowOffsets.map((start, g) =>
+              block.forward(
+                x_TH.rows(start, groupOffsets[g + 1] ?? T),
+                { ...context, jitter: { ...context.jitter, rowOffsets: [start] } },
+                3,
+              ),
+            );
+            expect(parts.flatMap(({ y_TH }) => [...y_TH.toFloat32Array()])).toEqual([...whole.y_TH.toFloat32Array()]);
+            const counts = parts.flatMap(({ routing }) => [...routing.counts_GE.toInt32Array()]);
+            expect(counts).toEqual([...whole.routing.counts_GE.toInt32Array()]);
+            const drops = droppedPerGroup(whole.routing.counts_GE.toInt32Array(), sizes, { factor: 0.75, topK: 2, numExperts: E });
+            const alone = sizes.map((size, g) => droppedAssignments(counts.slice(g * E, (g + 1) * E), Math.ceil((0.75 * 2 * size) / E)));
+            expect(drops).toEqual(alone);
+          });
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+});
+
+test("padding to capacity changes no bit of the output", () => {
+  onEngine((engine) => {
+    for (const dropBy of dropBys) {
+      const block = fullBlock(engine, 9);
+      const x_TH = normal(engine, new Random(10), 13, H);
+      const run = (pad: boolean): Float32Array =>
+        block.forward(x_TH, { groupOffsets: [0, 5, 13], capacity: { factor: 1.1, dropBy, pad } }).y_TH.toFloat32Array();
+      expect(run(true)).toEqual(run(false));
+    }
+  });
+});
+
+test("all tokens to one expert: it computes them all, or its capacity", () => {
+  onEngine((engine) => {
+    const { experts } = randomBlock(engine, 11);
+    // Logits 1, 0, 0, 0 times a positive feature: expert 0 always first.
+    const gate = engine.from(
+      Array.from({ length: E * H }, (_, i) => Number(i === 0)),
+      [E, H],
+      "f32",
+    );
+    const settings = { topK: 1, normalization: null, scoring: "softmax", renormalize: true, routedScale: 1, groups: null } as const;
+    const block = new MoeBlock(new Router({ gate: new Linear(gate), hidden: null, selectionBias: null }, settings), experts);
+    const x_TH = engine.from(new Float32Array(8 * H).fill(1), [8, H], "f32");
+    const { routing, y_TH } = block.forward(x_TH);
+    expect([...routing.counts_GE.toInt32Array()]).toEqual([8, 0, 0, 0]);
+    const rows = (y: Float32Array): boolean[] => Array.from({ length: 8 }, (_, t) => y.subarray(t * H, (t + 1) * H).some((v) => v !== 0));
+    expect(rows(y_TH.toFloat32Array())).toEqual(new Array(8).fill(true));
+    const limited = block.forward(x_TH, { capacity: { factor: 1, dropBy: "probability", pad: false } });
+    expect([...limited.routing.counts_GE.toInt32Array()]).toEqual([8, 0, 0, 0]);
+    expect(rows(limited.y_TH.toFloat32Array())).toEqual([true, true, false, false, false, false, false, false]);
+  });
+});
+
+test("a router of NaN still sends every token to defined experts", () => {
+  onEngine((engine) => {
+    for (const settings of everyScoring) {
+      const block = fullBlock(engine, 12, settings);
+      const x_TH = engine.from(new Float32Array(6 * H).fill(NaN), [6, H], "f32");
+      const { routing } = block.forward(x_TH, { capacity: { factor: 1, dropBy: "probability", pad: true } });
+      expect([...routing.indices_TK.toInt32Array()]).toEqual(Array.from({ length: 12 }, (_, slot) => slot % 2));
+    }
+  });
+});
+
+test("forced balance loads every expert alike, whatever the tokens are", () => {
+  onEngine((engine) => {
+    const block = fullBlock(engine, 13);
+    const { routing } = block.forward(normal(engine, new Random(14), 10, H), { forcedBalance: true });
+    expect([...routing.counts_GE.toInt32Array()]).toEqual([5, 5, 5, 5]);
+  });
+});
+
+test("noise moves the router's input and nothing else", () => {
+  onEngine((engine) => {
+    const block = fullBlock(engine, 15);
+    const x_TH = normal(engine, new Random(16), 6, H);
+    const noise = (epsilon: number, step: number, layer: number): Float32Array =>
+      block.forward(x_TH, { jitter: { epsilon, seed: 1, step, rowOffsets: [0] } }, layer).routing.logits_TE.toFloat32Array();
+    const still = block.forward(x_TH).routing.logits_TE.toFloat32Array();
+    expect(noise(0, 1, 0)).toEqual(still);
+    expect(noise(0.1, 1, 0)).not.toEqual(still);
+    expect(noise(0.1, 1, 0)).toEqual(noise(0.1, 1, 0));
+    expect(noise(0.1, 2, 0)).not.toEqual(noise(0.1, 1, 0));
+    expect(noise(0.1, 1, 1)).not.toEqual(noise(0.1, 1, 0));
+    expect(largestGap(noise(1e-3, 1, 0), still)).toBeLessThan(0.05);
+  });
 });

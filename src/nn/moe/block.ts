@@ -55,6 +55,7 @@ export class MoeBlock {
     const { probs: probs_TE, weights: weights_TK, indices: indices_TK, logits: logits_TE } = this.router.forward(f32_TH, context, layer);
     const { numExperts } = this.experts;
     const scaled_TH = this.inputScale === 1 ? x_TH : scale(x_TH, this.inputScale);
+    context.observe?.(layer, this.experts, scaled_TH);
     const groupOffsets = context.groupOffsets ?? [0, x_TH.dim(0)];
     const {
       rows,

@@ -7,6 +7,7 @@
  * Legend: T tokens, K choices, E experts, G groups.
  */
 import type { Tensor } from "../../tensor/index.ts";
+import type { Experts } from "./experts.ts";
 
 export interface CapacitySettings {
   /** Multiple of an expert's fair share K * T / E of a group that it keeps. */
@@ -38,6 +39,8 @@ export interface RoutingContext {
   readonly jitter?: JitterSettings | null | undefined;
   /** Token t chooses experts t * K, t * K + 1, ... modulo E, whatever its scores: for benchmarks, never for training. */
   readonly forcedBalance?: boolean | undefined;
+  /** Called by every layer with experts, in order, with what its experts are about to see: for measurements, not under a tape. */
+  readonly observe?: ((layer: number, experts: Experts, x_TH: Tensor) => void) | undefined;
 }
 
 /** Assignments that an expert keeps: ceil(factor * topK * numTokens / numExperts). At least 1 wherever there is a token. */
