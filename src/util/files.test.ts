@@ -83,6 +83,13 @@ describe("an atomic file", () => {
     expect(removeTemporaries(directory, "a.bin")).toBe(1);
     expect(fs.readdirSync(directory)).toEqual([]);
   });
+
+  it("what another process that runs is writing is not swept", () => {
+    const theirs = path.join(directory, `.a.bin.${process.ppid}-0123abcd.tmp`);
+    fs.writeFileSync(theirs, "half");
+    expect(removeTemporaries(directory, "a.bin")).toBe(0);
+    expect(fs.existsSync(theirs)).toBe(true);
+  });
 });
 
 describe("a disk that refuses", () => {

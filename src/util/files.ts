@@ -127,16 +127,30 @@ export function temporaryName(target: string): string {
   return path.join(path.dirname(target), `.${path.basename(target)}.${process.pid}-${randomBytes(4).toString("hex")}.tmp`);
 }
 
-/** Removes from a folder the temporaries for `name` (or for every name) that killed writers left. Gives how many there were. */
+/**
+ * Removes from a folder the temporaries for `name` (or for every name) that killed writers left. Gives how many there were.
+ * Those of another process that runs stay: it may be writing the same file into a shared folder.
+ */
 export function removeTemporaries(directory: string, name?: string): number {
   let count = 0;
   for (const entry of fs.readdirSync(directory)) {
-    const [, target] = /^\.(.+)\.\d+-[0-9a-f]{8}\.tmp$/.exec(entry) ?? [];
+    const [, target, pid] = /^\.(.+)\.(\d+)-[0-9a-f]{8}\.tmp$/.exec(entry) ?? [];
     if (target === undefined || (name !== undefined && target !== name)) continue;
+    if (Number(pid) !== process.pid && isRunning(Number(pid))) continue;
     fs.rmSync(path.join(directory, entry), { recursive: true, force: true });
     count++;
   }
   return count;
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    // EPERM: somebody else's process, which does run.
+    return (error as NodeJS.ErrnoException).code !== "ESRCH";
+  }
 }
 
 /**
