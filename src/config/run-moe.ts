@@ -118,7 +118,8 @@ export function checkMoeTraining(moe: CompleteMoeTraining, model: ModelConfig, s
   if (factor !== null && share < 1) {
     warnings.push(`a capacity factor of ${factor} is ${share.toPrecision(2)} tokens an expert and balance group: each takes one`);
   }
-  if (moe.forcedBalance) warnings.push("moe.forcedBalance is on: tokens go to experts in turn, whatever the router says; for benchmarks only");
+  if (moe.forcedBalance)
+    warnings.push("moe.forcedBalance is on: tokens go to experts in turn, whatever the router says; for benchmarks only");
   return warnings;
 }
 

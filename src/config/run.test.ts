@@ -1,4 +1,5 @@
 import { expect, test } from "vitest";
+import type { ModelConfig } from "./model.ts";
 import { modelPresets } from "./model-presets.ts";
 import { applySettings, checkAgainstModel, parseRunConfig, type RunConfigInput } from "./run.ts";
 
@@ -68,7 +69,11 @@ test.each([
     { moe: { auxiliaryLossCoefficient: { type: "fixd", value: 1 } } },
     /moe\.auxiliaryLossCoefficient\.type: /,
   ],
-  ["a misspelt field of it", { moe: { auxiliaryLossCoefficient: { type: "adaptive", alpha: 1 } } }, /unknown key "moe\.auxiliaryLossCoefficient\.alpha"/],
+  [
+    "a misspelt field of it",
+    { moe: { auxiliaryLossCoefficient: { type: "adaptive", alpha: 1 } } },
+    /unknown key "moe\.auxiliaryLossCoefficient\.alpha"/,
+  ],
 ])("is refused: %s", (_, changes, message) => {
   expect(() => parseRunConfig({ ...minimal, ...changes }, "recipe x")).toThrow(message);
 });
@@ -93,7 +98,7 @@ test("what contradicts the model is refused, what has no effect on it is told", 
 });
 
 test("options of routing that change nothing are told, those that the model lacks the parts for are refused", () => {
-  const warnings = (changes: Partial<RunConfigInput>, model = modelPresets["skywork-moe"]): string[] =>
+  const warnings = (changes: Partial<RunConfigInput>, model: ModelConfig = modelPresets["skywork-moe"]): string[] =>
     checkAgainstModel(parseRunConfig({ ...minimal, ...changes }), model);
   expect(warnings({ moe: { auxiliaryLossCoefficient: { type: "adaptive" }, capacityFactor: 1 }, microBatchSequences: 4 })).toEqual([]);
   expect(warnings({ moe: { padToCapacity: true } })).toEqual(["moe.padToCapacity has no effect without moe.capacityFactor"]);
@@ -102,7 +107,9 @@ test("options of routing that change nothing are told, those that the model lack
   ]);
   expect(warnings({ moe: { forcedBalance: true } })).toEqual([expect.stringMatching(/forcedBalance is on: .* for benchmarks only/)]);
   // 64 tokens, top-2 of 16 experts: a fair share of 8, of which a twentieth is less than one.
-  expect(warnings({ moe: { capacityFactor: 0.05, balanceGroupSequences: 1 } })).toEqual([expect.stringMatching(/is 0\.40 tokens an expert/)]);
+  expect(warnings({ moe: { capacityFactor: 0.05, balanceGroupSequences: 1 } })).toEqual([
+    expect.stringMatching(/is 0\.40 tokens an expert/),
+  ]);
   expect(() => warnings({ moe: { biasUpdateRate: 1e-3 } })).toThrow(/moe\.biasUpdateRate 0\.001 needs a model with a selection bias/);
   expect(warnings({ moe: { auxiliaryLossCoefficient: 0.02, zLossCoefficient: 1 } }, modelPresets.quickstart)).toEqual([
     'moe.auxiliaryLossCoefficient {"type":"fixed","value":0.02} has no effect: the model has no experts',
@@ -111,7 +118,9 @@ test("options of routing that change nothing are told, those that the model lack
   expect(warnings({ schedule: { name: "constant", finalFraction: 0.5 } })).toEqual([
     'schedule.finalFraction 0.5 has no effect: a "constant" schedule does not decay',
   ]);
-  expect(warnings({ schedule: { decay: "linear" } })).toEqual(['schedule.decay "linear" has no effect: schedule.name is "cosine", not "wsd"']);
+  expect(warnings({ schedule: { decay: "linear" } })).toEqual([
+    'schedule.decay "linear" has no effect: schedule.name is "cosine", not "wsd"',
+  ]);
 });
 
 test("a number is a fixed coefficient, and the balance group is the micro-batch unless it is given", () => {

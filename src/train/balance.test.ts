@@ -186,9 +186,13 @@ describe("each loss of the routers", () => {
     expect(last(moe)).toBeLessThan(0.9 * last({ auxiliaryLossCoefficient: 0 }));
   });
   test("adds up in what the step says it trained on, and has no number where nobody asked for it", () => {
-    const [metrics] = steps({ auxiliaryLossCoefficient: 0.5, switchLossCoefficient: 0.25, sequenceLossCoefficient: 0.125, zLossCoefficient: 2 }, 1);
+    const [metrics] = steps(
+      { auxiliaryLossCoefficient: 0.5, switchLossCoefficient: 0.25, sequenceLossCoefficient: 0.125, zLossCoefficient: 2 },
+      1,
+    );
     const sum = (metrics?.layers ?? []).reduce(
-      (total, l) => total + 0.5 * l.auxiliaryLoss + 0.25 * (l.switchLoss ?? Number.NaN) + 0.125 * (l.sequenceLoss ?? Number.NaN) + 2 * l.zLoss,
+      (total, l) =>
+        total + 0.5 * l.auxiliaryLoss + 0.25 * (l.switchLoss ?? Number.NaN) + 0.125 * (l.sequenceLoss ?? Number.NaN) + 2 * l.zLoss,
       0,
     );
     expect(metrics?.auxiliaryLoss).toBeCloseTo(sum, 12);
@@ -282,7 +286,8 @@ test("every metric is a finite number, in extremes too", () => {
   for (const moe of extremes) {
     for (const { layers, ...rest } of steps({ switchLossCoefficient: 1, sequenceLossCoefficient: 1, zLossCoefficient: 1, ...moe }, 3)) {
       for (const [key, value] of Object.entries({ ...rest, mfu: 0 })) expect(Number.isFinite(value), key).toBe(true);
-      for (const layer of layers) for (const [key, value] of Object.entries(layer)) expect([value].flat().every(Number.isFinite), key).toBe(true);
+      for (const layer of layers)
+        for (const [key, value] of Object.entries(layer)) expect([value].flat().every(Number.isFinite), key).toBe(true);
     }
   }
 });

@@ -19,7 +19,9 @@ test("a folder is one process's until it lets go", () => {
   {
     using _ = lockRunFolder(folder);
     expect(JSON.parse(readFileSync(path(), "utf8"))).toMatchObject({ pid: process.pid, host: here });
-    expect(() => lockRunFolder(folder)).toThrow(`${folder}: expected a run folder that no process trains in, got one of process ${process.pid}`);
+    expect(() => lockRunFolder(folder)).toThrow(
+      `${folder}: expected a run folder that no process trains in, got one of process ${process.pid}`,
+    );
   }
   expect(readdirSync(folder)).toEqual([]);
   using _ = lockRunFolder(folder);

@@ -95,7 +95,8 @@ function removeStale(path: string, found: string): void {
     renameSync(path, aside);
     if (readFileSync(aside, "utf8") !== found && !existsSync(path)) linkSync(aside, path);
   } catch (error) {
-    if (!["ENOENT", "EEXIST"].includes((error as NodeJS.ErrnoException).code ?? "")) throw systemError(path, "a stale lock to remove", error);
+    if (!["ENOENT", "EEXIST"].includes((error as NodeJS.ErrnoException).code ?? ""))
+      throw systemError(path, "a stale lock to remove", error);
   } finally {
     rmSync(aside, { force: true });
   }

@@ -16,20 +16,32 @@ describe("metrics of a layer", () => {
   test("do not depend on which micro-batch a balance group is in", () => {
     const pair = fc.tuple(fc.integer({ min: 0, max: 9 }), fc.integer({ min: 1, max: 9 }));
     fc.assert(
-      fc.property(fc.array(pair, { minLength: 2, maxLength: 8 }), fc.double({ min: 0.1, max: 3, noNaN: true }), (groups, capacityFactor) => {
-        const of = (cut: readonly (readonly (readonly [number, number])[])[]): object => {
-          const { zLoss: _, max1OverMax2: __, gateEntropy: ___, ...rest } = layerMetrics(
-            cut.map((g) => micro(g)),
-            { ...settings, capacityFactor },
-          );
-          return rest;
-        };
-        expect(of(groups.map((group) => [group]))).toEqual(of([groups]));
-      }),
+      fc.property(
+        fc.array(pair, { minLength: 2, maxLength: 8 }),
+        fc.double({ min: 0.1, max: 3, noNaN: true }),
+        (groups, capacityFactor) => {
+          const of = (cut: readonly (readonly (readonly [number, number])[])[]): object => {
+            const {
+              zLoss: _,
+              max1OverMax2: __,
+              gateEntropy: ___,
+              ...rest
+            } = layerMetrics(
+              cut.map((g) => micro(g)),
+              { ...settings, capacityFactor },
+            );
+            return rest;
+          };
+          expect(of(groups.map((group) => [group]))).toEqual(of([groups]));
+        },
+      ),
     );
   });
   test("count drops by group: what one group has to spare is no use to another", () => {
-    const groups = [[4, 0], [0, 4]] as const;
+    const groups = [
+      [4, 0],
+      [0, 4],
+    ] as const;
     // Capacity ceil(1 * 1 * 4 / 2) = 2 in each group of 4; of both as one group it would be 4, and nothing dropped.
     const tight = layerMetrics([micro(groups)], { ...settings, capacityFactor: 1 });
     expect([tight.numDropped, tight.dropRate]).toEqual([4, 0.5]);
@@ -37,7 +49,19 @@ describe("metrics of a layer", () => {
     expect(layerMetrics([micro(groups)], settings).dropRate).toBe(0);
   });
   test("divide sums over groups, sequences and tokens by their numbers in the whole batch", () => {
-    const metrics = layerMetrics([micro([[1, 1], [2, 0]], { switchLoss: 3, sequenceLoss: 6 }), micro([[0, 2]], { switchLoss: 0, sequenceLoss: 2 })], settings);
+    const metrics = layerMetrics(
+      [
+        micro(
+          [
+            [1, 1],
+            [2, 0],
+          ],
+          { switchLoss: 3, sequenceLoss: 6 },
+        ),
+        micro([[0, 2]], { switchLoss: 0, sequenceLoss: 2 }),
+      ],
+      settings,
+    );
     expect(metrics).toMatchObject({ layer: 3, coefficient: 0.5, auxiliaryLoss: 0.25, switchLoss: 1, sequenceLoss: 2, zLoss: 1 });
     expect(metrics).toMatchObject({ max1OverMax2: 4 / 6, gateEntropy: 2 / 6, max2OverMax3: null, load: [0.5, 0.5] });
   });

@@ -108,7 +108,8 @@ export function layerMetrics(micro: readonly MicroRouting[], settings: LayerSett
 /** Assignments of each expert over the step. */
 export function loadCounts(micro: readonly MicroRouting[], numExperts: number): number[] {
   const counts = new Array<number>(numExperts).fill(0);
-  for (const routing of micro) for (const [i, count] of routing.counts.entries()) counts[i % numExperts] = (counts[i % numExperts] ?? 0) + count;
+  for (const routing of micro)
+    for (const [i, count] of routing.counts.entries()) counts[i % numExperts] = (counts[i % numExperts] ?? 0) + count;
   return counts;
 }
 

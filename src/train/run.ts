@@ -29,7 +29,15 @@ import { evaluate, type Evaluation } from "./evaluate.ts";
 import { lockRunFolder } from "./lock.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
-import { appendMetrics, changedFields, makeRunFolder, openRunFolder, readRunConfig, truncateMetrics, writeRunConfig } from "./run-folder.ts";
+import {
+  appendMetrics,
+  changedFields,
+  makeRunFolder,
+  openRunFolder,
+  readRunConfig,
+  truncateMetrics,
+  writeRunConfig,
+} from "./run-folder.ts";
 import type { LayerSimilarity } from "./similarity.ts";
 import { TimeLeft } from "./time-left.ts";
 import { runTokenizer } from "./tokenizer.ts";
@@ -85,7 +93,7 @@ export interface TrainResult {
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const { config, runFolder, engine, signal, onEvent, resume = false } = options;
   makeRunFolder(runFolder);
-  using _lock = lockRunFolder(runFolder);
+  using _ = lockRunFolder(runFolder);
   const checkpoint = openRunFolder(runFolder, resume);
   const state = checkpoint === null ? null : readCheckpointState(checkpoint);
   if (checkpoint !== null) warnOfChanges(options, checkpoint);
@@ -130,7 +138,10 @@ class Run {
     this.#data = data;
     this.#saved = saved;
     this.#writeTokenizer = writeTokenizer;
-    this.#timeLeft = new TimeLeft(options.config, Array.from(data.validation.values(), (set) => set.numSequences));
+    this.#timeLeft = new TimeLeft(
+      options.config,
+      Array.from(data.validation.values(), (set) => set.numSequences),
+    );
   }
 
   async toTheEnd(): Promise<TrainResult> {

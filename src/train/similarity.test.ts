@@ -7,7 +7,10 @@ import { Random } from "../util/random.ts";
 import { outputSimilarity, weightSimilarity } from "./similarity.ts";
 
 const [E, F, H, T] = [3, 5, 4, 6];
-const backends = { reference: async () => Promise.resolve(createReferenceBackend()), default: async () => await loadBackend({ numThreads: 1 }) };
+const backends = {
+  reference: async () => Promise.resolve(createReferenceBackend()),
+  default: async () => await loadBackend({ numThreads: 1 }),
+};
 
 /** By the definition, in f64. */
 function cosine(a: readonly number[], b: readonly number[]): number {
@@ -23,7 +26,8 @@ function outputs({ gate_EFH, up_EFH, down_EHF }: Experts, e: number, x: Tensor):
     const values = [...w.toFloat32Array()];
     return Array.from({ length: values.length / width }, (_, i) => values.slice(i * width, (i + 1) * width));
   };
-  const times = (matrix: number[][], v: readonly number[]): number[] => matrix.map((row) => row.reduce((sum, w, i) => sum + w * (v[i] ?? 0), 0));
+  const times = (matrix: number[][], v: readonly number[]): number[] =>
+    matrix.map((row) => row.reduce((sum, w, i) => sum + w * (v[i] ?? 0), 0));
   const [gate, up, down] = [rows(gate_EFH.rows(e, e + 1), H), rows(up_EFH.rows(e, e + 1), H), rows(down_EHF.rows(e, e + 1), F)];
   return rows(x, H).flatMap((token) => {
     const u = times(up, token);
@@ -39,9 +43,7 @@ describe.each(Object.entries(backends))("the similarity of experts on the %s bac
     using engine = new Engine(await start());
     const random = new Random(4);
     engine.scope(() => {
-      fn(engine, (...shape) =>
-        engine.from(random.fillNormal(new Float32Array(shape.reduce((a, b) => a * b, 1)), 0.7), shape, "f32"),
-      );
+      fn(engine, (...shape) => engine.from(random.fillNormal(new Float32Array(shape.reduce((a, b) => a * b, 1)), 0.7), shape, "f32"));
     });
     expect(engine.backend.liveBytes).toBe(0);
   };
