@@ -362,17 +362,7 @@ export interface Kernels {
   /** out[T,H] (dtype) = scale * sigmoid(gate[t]) * x[t]; gate f32[T]. */
   sigmoidGateForward(out: Ptr, x: Ptr, gate: Ptr, T: number, H: number, scale: number, dtype: DTypeCode): void;
   /** dx[T,H] (dtype) and dGate[T] (f32) overwritten. */
-  sigmoidGateBackward(
-    dx: Ptr,
-    dGate: Ptr,
-    dOut: Ptr,
-    x: Ptr,
-    gate: Ptr,
-    T: number,
-    H: number,
-    scale: number,
-    dtype: DTypeCode,
-  ): void;
+  sigmoidGateBackward(dx: Ptr, dGate: Ptr, dOut: Ptr, x: Ptr, gate: Ptr, T: number, H: number, scale: number, dtype: DTypeCode): void;
   /**
    * Sorts T*k assignments by expert, then group, stable in (token, choice). groupOffsets i32[G+1] ascending from 0 to T.
    * offsets i32[E+1]; rowToken i32[R]: token of each row; slotRow i32[T,k]: row of each assignment, -1 where dropped or where its

@@ -93,7 +93,9 @@ describe.each(backendNames)("on the %s engine", (name) => {
     fn(engine);
     expect(engine.backend.liveBytes).toBe(0);
   };
-  const cases = (["small", "smallMoe", "smallShared"] as const).flatMap((config) => (["f32", "bf16"] as const).map((dtype) => ({ config, dtype })));
+  const cases = (["small", "smallMoe", "smallShared"] as const).flatMap((config) =>
+    (["f32", "bf16"] as const).map((dtype) => ({ config, dtype })),
+  );
 
   test.skipIf(missing.has(name)).each(cases)(
     "$config $dtype: prefill in chunks and decoding through the cache give the bits of the whole forward",

@@ -241,7 +241,25 @@ describe("the reference backward of", () => {
       const outputs = (s: Scratch, logits: number): { probs: number; weights: number; indices: number } => {
         const [probs, weights, indices] = [s.backend.alloc(T * E * 4), s.backend.alloc(T * k * 4), s.backend.alloc(T * k * 4)];
         s.backend.kernels.routerForward(
-          probs, weights, indices, logits, 0, 0, T, E, k, 1, 1, scoring, normalize, unbiased, renormalize, 0, 1.7, 1e-3, scale,
+          probs,
+          weights,
+          indices,
+          logits,
+          0,
+          0,
+          T,
+          E,
+          k,
+          1,
+          1,
+          scoring,
+          normalize,
+          unbiased,
+          renormalize,
+          0,
+          1.7,
+          1e-3,
+          scale,
         );
         return { probs, weights, indices };
       };

@@ -196,10 +196,10 @@ test("what padding tokens hold changes no bit of the others, under any capacity"
             const valid = engine.from(takesPart.map(Number), [T], "i32");
             const x = normal(engine, new Random(6), T, H).toFloat32Array();
             const run = (filler: number): { y: Float32Array; counts: Int32Array; indices: Int32Array } => {
-              const filled = x.map((value, i) => (takesPart[Math.floor(i / H)] === true ? value : filler * value));
+              const filled = x.map((value, i) => ((takesPart[Math.floor(i / H)] ?? false) ? value : filler * value));
               const context = { valid, capacity: factor === null ? null : { factor, dropBy, pad } };
               const { y_TH, routing } = block.forward(engine.from(filled, [T, H], "f32"), context);
-              const y = y_TH.toFloat32Array().filter((_, i) => takesPart[Math.floor(i / H)] === true);
+              const y = y_TH.toFloat32Array().filter((_, i) => takesPart[Math.floor(i / H)] ?? false);
               return { y, counts: routing.counts_GE.toInt32Array(), indices: routing.indices_TK.toInt32Array() };
             };
             const [one, other] = [run(1), run(-7)];

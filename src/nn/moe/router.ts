@@ -3,20 +3,11 @@
  * another expert. The gate is one matrix, or two with a tanh between (`moe_2layer_gate` of Skywork-MoE). The choice, the
  * scores and gating logit normalization (arXiv 2406.06563, section 4.1) are those of `tensor/ops/router.ts`.
  *
- * Not here: sorting tokens by expert and capacity (`block.ts`), balance losses (`losses.ts`).
+ * Not here: sorting tokens by expert and capacity (`block.ts`), balance losses (`tensor/ops/balance.ts`).
  *
  * Legend: T tokens, H hidden, E experts, K choices.
  */
-import {
-  castTo,
-  jitter,
-  router,
-  tanh,
-  type ExpertGroups,
-  type RouterOutput,
-  type RouterScoring,
-  type Tensor,
-} from "../../tensor/index.ts";
+import { castTo, jitter, router, tanh, type ExpertGroups, type RouterOutput, type RouterScoring, type Tensor } from "../../tensor/index.ts";
 import { Random } from "../../util/random.ts";
 import type { Linear } from "../linear.ts";
 import type { RoutingContext } from "./context.ts";
@@ -69,9 +60,7 @@ export class Router {
     const output = router(logits, {
       topK,
       normalization:
-        normalization === null
-          ? null
-          : { lambda: normalization.lambda, epsilon: normalization.eps, unbiased: normalization.unbiased },
+        normalization === null ? null : { lambda: normalization.lambda, epsilon: normalization.eps, unbiased: normalization.unbiased },
       scoring,
       renormalize,
       scale: routedScale,

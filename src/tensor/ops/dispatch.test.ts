@@ -192,7 +192,11 @@ describe("dispatch and combine", () => {
           for (const [g, capacity] of plan.capacities.entries()) {
             const [start = 0, end = 0] = plan.groupOffsets.slice(g, g + 2);
             const slice = { chosen: plan.chosen.slice(start * k, end * k), weights: plan.weights.slice(start * k, end * k) };
-            const alone = runPlan(engine, { ...plan, ...slice, T: end - start, groupOffsets: [0, end - start], capacities: [capacity] }, false);
+            const alone = runPlan(
+              engine,
+              { ...plan, ...slice, T: end - start, groupOffsets: [0, end - start], capacities: [capacity] },
+              false,
+            );
             expect([...alone.slotRow.toInt32Array()].map((row) => row >= 0)).toEqual(kept.slice(start * k, end * k));
             expect([...alone.counts.toInt32Array()]).toEqual([...whole.counts.toInt32Array().subarray(g * E, (g + 1) * E)]);
           }
@@ -218,7 +222,9 @@ describe("dispatch and combine", () => {
       const [x, chosen, w] = [engine.zeros([2, 3], "f32"), engine.zeros([2, 1], "i32"), engine.zeros([2, 1], "f32")];
       const run = (options: Partial<DispatchOptions>) => () =>
         dispatch(x, chosen, w, { numExperts: 2, capacities: [1], dropBy: "position", ...options });
-      expect(run({ groupOffsets: [0, 1, 2] })).toThrow("dispatch: capacities must be an integer of at least 0 for each of 2 groups, got [1]");
+      expect(run({ groupOffsets: [0, 1, 2] })).toThrow(
+        "dispatch: capacities must be an integer of at least 0 for each of 2 groups, got [1]",
+      );
       expect(run({ groupOffsets: [0, 1] })).toThrow("dispatch: groupOffsets must be ascending from 0 to 2, got [0, 1]");
       expect(run({ capacities: null, pad: true })).toThrow("dispatch: pad must be false without capacities, got true");
     });

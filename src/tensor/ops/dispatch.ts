@@ -80,7 +80,14 @@ function makePlan(engine: Engine, indices: Tensor, weights: Tensor, options: Dis
   using starts = engine.from(groupOffsets, [G + 1], "i32");
   // A capacity above all assignments is that of all: it need not fit 32 bits. (Padded rows of that many could not be had.)
   const most = pad ? Infinity : T * k;
-  using limits = capacities === null ? null : engine.from(Int32Array.from(capacities, (capacity) => Math.min(capacity, most)), [G], "i32");
+  using limits =
+    capacities === null
+      ? null
+      : engine.from(
+          Int32Array.from(capacities, (capacity) => Math.min(capacity, most)),
+          [G],
+          "i32",
+        );
   engine.backend.kernels.dispatchPlan(
     offsets.ptr,
     room.ptr,

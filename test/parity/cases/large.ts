@@ -8,7 +8,8 @@ import { attentionBackwardCase, attentionForwardCase, causal, packed } from "./a
 import { adamwCase, arithmeticCases } from "./elementwise.ts";
 import { embeddingCase, rmsNormBackwardCase, rmsNormForwardCase, swigluBackwardCase, swigluForwardCase } from "./layers.ts";
 import { casesOfGroups, casesOfShape } from "./linear.ts";
-import { crossEntropyCase, dispatchPlanCase, gateCasesOf, movementCases, routerForwardCase, rowCases } from "./moe.ts";
+import { crossEntropyCase, dispatchPlanCase, movementCases, rowCases } from "./moe.ts";
+import { gateCasesOf, routerForwardCase } from "./router.ts";
 
 function sumSquaresCase(n: number): Case {
   const x = input("f32", new Random(n).normal(n));
@@ -46,7 +47,18 @@ export function largeCases(): Case[] {
     crossEntropyCase(150, 1025, 3, "separate"),
     ...rowCases(150, 1025, 3),
     routerForwardCase({ T: 2001, E: 16, k: 2, normalize: 1, unbiased: 0, lambda: 1 }),
-    routerForwardCase({ T: 2001, E: 24, k: 3, normalize: 0, unbiased: 0, lambda: 1, scoring: "sigmoid", numGroups: 4, topGroups: 2, biased: true }),
+    routerForwardCase({
+      T: 2001,
+      E: 24,
+      k: 3,
+      normalize: 0,
+      unbiased: 0,
+      lambda: 1,
+      scoring: "sigmoid",
+      numGroups: 4,
+      topGroups: 2,
+      biased: true,
+    }),
     ...gateCasesOf(2001, 24),
     dispatchPlanCase(dispatch),
     dispatchPlanCase({ ...dispatch, capacity: 90, numGroups: 5, pad: 1, masked: true }),

@@ -8,6 +8,7 @@
 import type { Backend } from "../../../src/backend/backend.ts";
 import type { DTypeCode } from "../../../src/backend/kernels.ts";
 import { dtypeCodes, kernelSignatures } from "../../../src/backend/kernels.ts";
+import { createReferenceBackend } from "../../../src/backend/reference/index.ts";
 import { decodeBf16, encodeBf16 } from "../../../src/backend/reference/convert.ts";
 import type { Argument, Case, ElementType, Operand } from "./operands.ts";
 import { elementWidth, isOperand, operandsOf } from "./operands.ts";
@@ -126,4 +127,17 @@ export function runCase(backend: Backend, test: Case, options: RunOptions = {}):
 function dtypeCode(type: ElementType): DTypeCode {
   if (type === "f64" || type === "bytes") throw new Error(`${type} has no dtype code`);
   return dtypeCodes[type];
+}
+
+/** Runs the reference to have consistent outputs of a forward as inputs of a backward. */
+export function outputsOf(test: Case): Float64Array[] {
+  const backend = createReferenceBackend();
+  const results = runCase(backend, test);
+  backend.dispose();
+  return [...results.values()].map(({ values }) => values);
+}
+
+/** The largest magnitude; 0 of nothing. */
+export function largest(values: Float64Array): number {
+  return values.reduce((max, value) => Math.max(max, Math.abs(value)), 0);
 }
