@@ -39,7 +39,8 @@ export class Sandbox {
 
   constructor({ timeoutMs, memoryBytes, concurrency = 2 }: SandboxOptions) {
     checkLimits({ timeoutMs, memoryBytes });
-    if (!Number.isInteger(concurrency) || concurrency < 1) throw new MoeError("usage", `sandbox: expected a concurrency of at least 1, got ${concurrency}`);
+    if (!Number.isInteger(concurrency) || concurrency < 1)
+      throw new MoeError("usage", `sandbox: expected a concurrency of at least 1, got ${concurrency}`);
     this.#limits = { timeoutMs, memoryBytes };
     this.#free = concurrency;
     this.#directory = mkdtempSync(path.join(tmpdir(), "moe-sandbox-"));

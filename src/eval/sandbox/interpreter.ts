@@ -146,7 +146,12 @@ export class Interpreter {
   #ready(): Promise<Uint8Array | null> {
     return new Promise((resolve, reject) => {
       const fail = (why: string): void =>
-        reject(new MoeError("resource", `sandbox: the Python interpreter did not start: ${why}${this.#stderr === "" ? "" : `\n${this.#stderr.trim()}`}`));
+        reject(
+          new MoeError(
+            "resource",
+            `sandbox: the Python interpreter did not start: ${why}${this.#stderr === "" ? "" : `\n${this.#stderr.trim()}`}`,
+          ),
+        );
       const timer = setTimeout(() => fail(`no answer in ${startTimeoutMs / 1000} s`), startTimeoutMs);
       const settled = (): void => clearTimeout(timer);
       this.#onExit = (how) => (settled(), fail(how));
@@ -165,7 +170,8 @@ export class Interpreter {
     let watch: NodeJS.Timeout | undefined;
     try {
       return await new Promise<ProgramResult>((resolve) => {
-        const end = (outcome: ProgramResult["outcome"], message: string): void => resolve({ passed: outcome === "passed", outcome, message });
+        const end = (outcome: ProgramResult["outcome"], message: string): void =>
+          resolve({ passed: outcome === "passed", outcome, message });
         timer = setTimeout(() => end("timeout", `not done after ${timeoutMs} ms`), timeoutMs);
         const { pid } = this.#child;
         watch = setInterval(() => {

@@ -60,6 +60,9 @@ const keptGlobals: ReadonlySet<string> = new Set(
 /** Most characters of an exception's text that go to the parent. */
 const maxMessageCharacters = 2000;
 
+/** What tracebacks call the program. */
+const programName = "program.py";
+
 /** Imported before the snapshot is taken, so that programs find them ready. */
 const preloaded = "import bisect, collections, copy, functools, hashlib, heapq, itertools, math, operator, random, re, string, typing\n";
 
@@ -112,19 +115,30 @@ function giveUpRights(): void {
   own.permission?.drop?.("fs.read");
   for (const name of Object.getOwnPropertyNames(process)) {
     // `emit`, `on` and their like carry the channel; `nextTick` carries promises.
-    if (/^(_?kill|abort|dlopen|binding|_linkedBinding|getBuiltinModule|chdir|send|disconnect|_debug.*|set.*id|initgroups|umask|loadEnvFile|execve|report)$/.test(name)) {
+    if (
+      /^(_?kill|abort|dlopen|binding|_linkedBinding|getBuiltinModule|chdir|send|disconnect|_debug.*|set.*id|initgroups|umask|loadEnvFile|execve|report)$/.test(
+        name,
+      )
+    ) {
       Object.defineProperty(process, name, { value: refuse, configurable: true, writable: true });
     }
   }
   for (const name of Object.getOwnPropertyNames(globalThis)) {
     if (!keptGlobals.has(name)) Reflect.deleteProperty(globalThis, name);
   }
+  // Emscripten reports its own end here; nobody listens.
+  const silent = (): void => undefined;
+  (globalThis as unknown as Refusable)["console"] = { log: silent, warn: silent, error: silent, info: silent, debug: silent };
 }
 
 async function load(folder: string, snapshot: Uint8Array | null, makeSnapshot: boolean): Promise<PyodideAPI> {
   // Emscripten asks for the flags of open(2) by a function that the permission model forbids as a whole.
+  // It also tells programs its own path, which is none of their business.
+  process.argv.splice(1, process.argv.length, "program");
   (process as unknown as Refusable)["binding"] = () => ({ fs: fs.constants });
-  const { loadPyodide: start } = (await import(pathToFileURL(path.join(folder, "pyodide.mjs")).href)) as { loadPyodide: typeof loadPyodide };
+  const { loadPyodide: start } = (await import(pathToFileURL(path.join(folder, "pyodide.mjs")).href)) as {
+    loadPyodide: typeof loadPyodide;
+  };
   const silent = (): void => undefined;
   // (The copy begins at an address that is a multiple of 4, which the loader takes for granted.)
   const python = await start({
@@ -146,10 +160,13 @@ function explain(error: unknown): { outcome: "failed" | "memory" | "error"; mess
   const { type, message, name, status } = error as { type?: unknown; message?: unknown; name?: unknown; status?: unknown };
   if (name === "ExitStatus" || typeof status === "number") return { outcome: "failed", message: "the program ended the interpreter" };
   const text = typeof message === "string" ? message.trim() : "unknown error";
-  if (typeof type !== "string") return { outcome: /memory/i.test(text) ? "memory" : "error", message: text.slice(0, maxMessageCharacters) };
-  // The last lines of a traceback name the exception and what it says.
-  const tail = text.slice(-maxMessageCharacters);
-  return { outcome: type === "MemoryError" ? "memory" : "failed", message: tail };
+  if (typeof type !== "string") {
+    const message = `the interpreter broke: ${text.slice(0, maxMessageCharacters)}`;
+    return { outcome: /out of memory|allocation failed/i.test(text) ? "memory" : "error", message };
+  }
+  // Above the program's own lines stand the interpreter's; the last lines name the exception and what it says.
+  const own = text.slice(Math.max(0, text.indexOf(`  File "${programName}"`))).slice(-maxMessageCharacters);
+  return { outcome: type === "MemoryError" ? "memory" : "failed", message: own.trim() };
 }
 
 function serve(): void {
@@ -171,7 +188,7 @@ function serve(): void {
       runPython(withoutJavaScript);
       // Globals of its own under the name a script has, made while the interpreter is still trusted.
       const globals: unknown = runPython(`{"__name__": "__main__", "__builtins__": __builtins__}`);
-      run = (program) => void runPython(program, { globals: globals as never, filename: "program.py" });
+      run = (program) => void runPython(program, { globals: globals as never, filename: programName });
       reply({ kind: "ready", snapshot: null });
     } catch (error) {
       reply({ kind: "unready", message: error instanceof Error ? `${error.name}: ${error.message}` : String(error) });
