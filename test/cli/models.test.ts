@@ -99,6 +99,19 @@ describe("what is missing or broken exits with 1 and is named", () => {
   });
 });
 
+test.each([
+  ["mixtral", /^experts +5, top-2, width 20$/m],
+  ["qwen2-moe", /^experts +6, top-2, width 20, weights not renormalized, shared expert 28 with a gate$/m],
+  ["qwen3-moe", /^experts +8, top-3, width 20, in 2 of 4 layers$/m],
+  ["skywork-moe-gate2", /softmax of the chosen, gating normalization 1, two-layer gate, input times 2$/m],
+  ["skywork-moe-sigmoid", /sigmoid scores, weights times 1.7, 2 of 4 groups, selection bias, shared expert 14 with a gate$/m],
+  ["llama2", /^experts +none$/m],
+])("moe inspect says what is not plain about the experts of %s", (name, line) => {
+  const { status, stdout } = moe("inspect", fileURLToPath(new URL(`../golden/models/${name}`, import.meta.url)));
+  expect(status).toBe(0);
+  expect(stdout).toMatch(line);
+});
+
 test("a reader that goes away ends the command without a word", async () => {
   const child = spawn(process.execPath, [main, "inspect", dense], { stdio: ["ignore", "pipe", "pipe"] });
   let stderr = "";
