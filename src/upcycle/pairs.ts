@@ -61,7 +61,7 @@ export const targetTraits: Readonly<Record<UpcycleTarget, TargetTraits>> = {
     qkvBias: true,
     qkNorm: "none",
     window: "none",
-    evenHeads: true,
+    evenHeads: false,
     gateNormalization: false,
     layerInterval: true,
     sharedExpert: "always",

@@ -101,10 +101,17 @@ describe("beside the table", () => {
     expect(pairFindings(late, "qwen3_moe")).toMatchObject([{ check: "attention.slidingWindow", verdict: "approximate" }]);
     expect(upcycledConfig(late, { numExperts: 2, topK: 1, target: "qwen3_moe" }).slidingWindow).toBeNull();
   });
-  test("heads of another size than hidden / heads have no place in Qwen2-MoE", () => {
-    const llama = { ...configOfSource("llama"), headDim: 16 };
-    const thrown = (): unknown => upcycledConfig(llama, { numExperts: 2, topK: 1, target: "qwen2_moe" });
+  test("heads of another size than hidden / heads have no place in OLMoE, and one in the others", () => {
+    const qwen = { ...configOfSource("qwen3"), numHeads: 1, numKvHeads: 1, headDim: 16 };
+    const thrown = (): unknown => upcycledConfig(qwen, { numExperts: 2, topK: 1, target: "olmoe" });
     expect(thrown).toThrow(MoeError);
-    expect(thrown).toThrow(/check attention\.headDim failed: .*4 of 16 with hiddenSize 32/);
+    expect(thrown).toThrow(/check attention\.headDim failed: .*1 of 16 with hiddenSize 32/);
+    const dense = join(folder, "wide-heads");
+    writeDense(engine, { ...configOfSource("llama"), headDim: 16 }, "f32", dense);
+    for (const target of ["skywork_moe", "mixtral", "qwen2_moe"] as const) {
+      const out = join(folder, `moe-${runs++}`);
+      upcycle(dense, out, { numExperts: 4, topK: 2, target });
+      expect(decoderGap(dense, out, "f32")).toBeLessThan(1e-5);
+    }
   });
 });
