@@ -69,6 +69,24 @@ describe.each(Object.entries(backends))("the similarity of experts on the %s bac
       }
     });
   });
+  test("of outputs is the same for tokens taken in parts, which need less memory", async () => {
+    await onEngine((engine, make) => {
+      const experts = new Experts(make(E, F, H), make(E, F, H), make(E, H, F));
+      const x = make(50, H);
+      const measure = (maxElements: number): { matrix: number[]; peak: number } => {
+        const before = engine.backend.liveBytes;
+        engine.backend.resetPeak();
+        const { matrix } = outputSimilarity(experts, x, maxElements);
+        return { matrix: matrix.flat(), peak: engine.backend.peakBytes - before };
+      };
+      const whole = measure(1 << 24);
+      for (const tokens of [1, 7, 49]) {
+        const parts = measure(tokens * E * F);
+        for (const [i, value] of parts.matrix.entries()) expect(Math.abs(value - (whole.matrix[i] ?? 9))).toBeLessThan(2e-6);
+        if (tokens < 10) expect(parts.peak).toBeLessThan(0.5 * whole.peak);
+      }
+    });
+  });
   test("is 1 for copies, -1 for opposites in one matrix's outputs, and 0, not NaN, for an expert of zeros", async () => {
     await onEngine((engine, make) => {
       const [gate, up, down] = [make(F, H), make(F, H), make(H, F)].map((w) => [...w.toFloat32Array()]);

@@ -50,28 +50,33 @@ export function weightSimilarity({ gate_EFH, up_EFH, down_EHF }: Experts): Simil
   return cosines([gate_EFH, up_EFH, down_EHF].map(gram));
 }
 
-/** Of the experts' outputs for tokens x [T, H] in the experts' dtype. Records on no tape. */
-export function outputSimilarity(experts: Experts, x_TH: Tensor): Similarity {
+/** Elements of one activation, of all experts and the tokens of a part, that are in memory at once. */
+const defaultElements = 1 << 24;
+
+/** Of the experts' outputs for tokens x [T, H] in the experts' dtype, a part of the tokens at a time. Records on no tape. */
+export function outputSimilarity(experts: Experts, x_TH: Tensor, maxElements = defaultElements): Similarity {
+  const { engine } = x_TH;
+  const T = x_TH.dim(0);
+  const width = experts.numExperts * Math.max(x_TH.dim(1), experts.gate_EFH.dim(1));
+  const chunk = Math.max(1, Math.floor(maxElements / width));
+  const grams: Float32Array[] = [];
+  for (let from = 0; from < T; from += chunk) {
+    const part = (): Float32Array => gramOfOutputs(experts, x_TH.rows(from, Math.min(T, from + chunk)));
+    grams.push(engine.withTape(null, () => engine.scope(part)));
+  }
+  return cosines(grams);
+}
+
+function gramOfOutputs(experts: Experts, x_TH: Tensor): Float32Array {
   const { engine } = x_TH;
   const { numExperts: E } = experts;
   const [T, H] = [x_TH.dim(0), x_TH.dim(1)];
-  return engine.withTape(null, () =>
-    engine.scope(() => {
-      const rows = engine.empty([E * T, H], x_TH.dtype);
-      const tokens = engine.from(
-        Int32Array.from({ length: E * T }, (_, row) => row % T),
-        [E * T],
-        "i32",
-      );
-      engine.backend.kernels.gatherRows(rows.ptr, x_TH.ptr, tokens.ptr, E * T, x_TH.byteLength / T);
-      const offsets = engine.from(
-        Int32Array.from({ length: E + 1 }, (_, e) => e * T),
-        [E + 1],
-        "i32",
-      );
-      return cosines([gram(experts.forward(rows, offsets).view(E, T, H))]);
-    }),
-  );
+  const rows = engine.empty([E * T, H], x_TH.dtype);
+  const tokens = Int32Array.from({ length: E * T }, (_, row) => row % T);
+  const index = engine.from(tokens, [E * T], "i32");
+  engine.backend.kernels.gatherRows(rows.ptr, x_TH.ptr, index.ptr, E * T, x_TH.byteLength / T);
+  const offsets = Int32Array.from({ length: E + 1 }, (_, e) => e * T);
+  return gram(experts.forward(rows, engine.from(offsets, [E + 1], "i32")).view(E, T, H));
 }
 
 /** f32 [E, E] of x [E, ...]: inner products of the experts, each flattened. */

@@ -3,7 +3,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "no
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { madeUpText, runTrain, tinyRun, writeConfig } from "./harness.ts";
+import { madeUpText, runTrain, tinyRun, TrainProcess, writeConfig } from "./harness.ts";
 
 let folder = "";
 let config = "";
@@ -63,4 +63,37 @@ test("the folder of a run is continued only when asked to", async () => {
   const elsewhere = await runTrain([out, "--resume", "--out", join(folder, "never")]);
   expect([elsewhere.code, existsSync(join(folder, "never"))]).toEqual([2, false]);
   expect(elsewhere.stderr).toMatch(/is the folder of a run, which goes on where it is/);
+});
+
+test("forced balance is named at the start, in the progress, at the end and in the JSON", async () => {
+  const out = join(folder, "forced");
+  const run = writeConfig(
+    join(folder, "forced.json"),
+    tinyRun(folder, "skywork", { numSteps: 2, moe: { forcedBalance: true, similarityInterval: 2 } }),
+  );
+  const { code, stdout, stderr } = await runTrain([run, "--out", out, "--json"]);
+  expect(code, stderr).toBe(0);
+  expect(JSON.parse(stdout)).toMatchObject({ step: 2, forcedBalance: true });
+  expect(stderr).toMatch(/FORCED BALANCE: tokens went to experts in turn[\s\S]*2\/2 loss .* forced balance/);
+  expect(stderr).toMatch(/step 2, cosine between experts: -?0\.\d{4} of weights, -?0\.\d{4} of outputs \(means over 2 layers\)/);
+  const text = await runTrain([out, "--resume"]);
+  expect(text.stdout).toMatch(/^2 steps, .*\nFORCED BALANCE: /);
+  expect((await runTrain([config, "--out", join(folder, "free"), "--json"])).stdout).not.toContain("forcedBalance");
+});
+
+test("a folder in which a process trains is not another's, until that one is gone", async () => {
+  const out = join(folder, "busy");
+  const long = writeConfig(join(folder, "long.json"), tinyRun(folder, "dense", { numSteps: 100_000, checkpoint: { intervalSteps: 2 } }));
+  const first = new TrainProcess([long, "--out", out]);
+  await first.seen(/saved/);
+  const second = await runTrain([out, "--resume"]);
+  expect(second.code).toBe(1);
+  expect(second.stderr).toMatch(new RegExp(`busy: expected a run folder that no process trains in, got one of process ${first.child.pid}`));
+  first.child.kill("SIGKILL");
+  await first.finished;
+  expect(existsSync(join(out, "lock"))).toBe(true);
+  const { step } = JSON.parse(readFileSync(join(out, "metrics.jsonl"), "utf8").trim().split("\n").at(-1) ?? "{}") as { step: number };
+  const third = await runTrain([out, "--resume", "--set", `numSteps=${step + 2}`]);
+  expect(third.code, third.stderr).toBe(0);
+  expect(existsSync(join(out, "lock"))).toBe(false);
 });
