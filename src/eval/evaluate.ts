@@ -89,7 +89,7 @@ export async function evaluateTasks(model: Decoder, tokenizer: Tokenizer, tasks:
     signal: options.signal,
   };
   const { chosen, missing } = withoutMissing(chooseTasks(tasks), data);
-  if (missing.length > 0) options.onNotice?.(`${data} has no data of ${missing.length} tasks, which are left out: ${missing.join(", ")}`);
+  if (missing.length > 0) options.onNotice?.(`${data} has no data of ${missing.length} tasks, which are left out: ${named(missing)}`);
   const { skipBroken = false, numFewshot = null, limit = null, fewshotSeed = 1234, downloads = "eval-data" } = options;
   const maker = new JobMaker(model, tokenizer, engine.maxLength);
   const asked: Asked[] = [];
@@ -118,6 +118,11 @@ export async function evaluateTasks(model: Decoder, tokenizer: Tokenizer, tasks:
   };
   const samples = new Map(options.logSamples === true ? asked.map((item) => [item.task.name, recordsOf(item, judged.get(item.task.name) ?? [])]) : []);
   return { results: report(chosen, outcomes, { config, startedAt, seconds }), samples };
+}
+
+/** A list that stays readable. */
+function named(names: readonly string[]): string {
+  return names.length <= 4 ? names.join(", ") : `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`;
 }
 
 function positive(name: string, value: number): number {

@@ -33,8 +33,10 @@ export function minervaFinalAnswer(completion: string): string {
 /** Minerva's one way of writing an answer. */
 export function minervaNormalized(answer: string): string {
   let text = answer.split("=").at(-1) ?? "";
+  // Units go while spaces still set them apart: "ft" is not to be found in "\left".
+  for (const unit of units) text = text.replaceAll(new RegExp(`(?<![\\\\\\p{L}\\p{N}_])${unit}(?![\\p{L}\\p{N}_])`, "gu"), "");
   for (const [before, after] of minervaSubstitutions) text = text.replaceAll(before, after);
-  for (const removed of minervaRemovals) text = text.replaceAll(removed, "");
+  for (const removed of minervaRemovals) text = isWord(removed) ? outsideCommands(text, removed) : text.replaceAll(removed, "");
   text = text
     .replace(/(.*?)\$(.*?)\$(.*)/g, "$$$2$$")
     .replace(/\\text\{(.*?)\}/g, "$1")
@@ -42,10 +44,21 @@ export function minervaNormalized(answer: string): string {
     .replace(/\\overline\{(.*?)\}/g, "$1")
     .replace(/\\boxed\{(.*)\}/g, "$1")
     .replace(/frac([^{])(.)/g, "frac{$1}{$2}")
-    .replace(/sqrt([^{])/g, "sqrt{$1}")
+    .replace(/(sqrt\[[^\]]*\])([\p{L}\p{N}_])/gu, "$1{$2}")
+    .replace(/sqrt(?!\[)([^{])/g, "sqrt{$1}")
     .replaceAll("$", "");
-  const digits = text.replaceAll(",", "");
-  return /^\d+$/.test(digits) ? digits : text;
+  return /^-?\d{1,3}(,\d{3})+$/.test(text) ? text.replaceAll(",", "") : text;
+}
+
+function isWord(text: string): boolean {
+  return /^[a-zA-Z]+$/.test(text);
+}
+const units = minervaRemovals.filter(isWord);
+
+/** The text without a word, but for what stands in LaTeX commands. */
+function outsideCommands(text: string, word: string): string {
+  const parts = text.split(/(\\[a-zA-Z]+)/);
+  return parts.map((part, i) => (i % 2 === 0 ? part.replaceAll(word, "") : part)).join("");
 }
 
 /** The authors' way of writing an answer; null for one that their rules stumble over (two units, a root or fraction of nothing, `x/2`). */

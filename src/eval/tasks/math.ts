@@ -46,7 +46,7 @@ function minervaTask(name: string, dataset: DatasetSpec): GenerationTask {
     ...common,
     name,
     alias: name,
-    version: 3,
+    version: 3.1,
     dataset,
     numFewshot: 4,
     sampler: "first_n",
