@@ -9,7 +9,7 @@ the prompt and the weights decides a number.
 
 What is kept per sample: lm-evaluation-harness's own hash of the prompt, the log-likelihood of each continuation, what was
 generated and extracted, the metrics; and of each run the result JSON without what depends on the machine. CMMLU is
-CC BY-NC-SA: of it only hashes and numbers are written.
+CC BY-NC-SA: of it only hashes and numbers are written. Prompts in full are kept of questions of our own alone.
 
 The GSM8K rows hold the test split only, so rows 100 to 199 stand in for the training split from which the few-shot
 examples are drawn (rows 0 to 49 are asked).
@@ -26,6 +26,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
 HERE = Path(__file__).parent
 CMMLU = ["agronomy", "anatomy", "ancient_chinese", "astronomy", "college_medicine", "computer_science", "high_school_mathematics", "world_history"]
@@ -69,10 +70,19 @@ def math(task: str):
     return make
 
 
-def perplexity(data: Path, tmp: Path) -> list[Task]:
-    """50 documents of 1500 characters; with at most 256 tokens at once each takes several windows."""
+def shakespeare(data: Path) -> list[tuple[int, str]]:
     text = (data / "tinyshakespeare.txt").read_text(encoding="utf-8")
-    pages = [text[i * 20000 : i * 20000 + 1500] for i in range(50)]
+    pages = [(start, text[start : start + 1500]) for start in range(0, len(text) - 1500, 10000)]
+    return [(start, page) for start, page in pages if wikitext_detokenizer({"page": page}) == page][:50]
+
+
+def perplexity(data: Path, tmp: Path) -> list[Task]:
+    """50 documents of 1500 characters; with at most 256 tokens at once each takes several windows.
+
+    The harness's perplexity task is WikiText's, which undoes that set's spaces around punctuation before it scores; taken
+    are texts that this leaves alone.
+    """
+    pages = [page for _, page in shakespeare(data)]
     (tmp / "pages.jsonl").write_text("".join(json.dumps({"page": p}) + "\n" for p in pages), encoding="utf-8")
     return [local("wikitext", train=tmp / "pages.jsonl", validation=tmp / "pages.jsonl", test=tmp / "pages.jsonl")]
 
@@ -132,11 +142,11 @@ def run(part: str, lm_path: str, data: Path) -> None:
             "n-shot": result["n-shot"][name],
             "higher_is_better": result["higher_is_better"][name],
             "n-samples": result["n-samples"][name],
-            "samples": [sample(r, config["output_type"], "cmmlu" not in part) for r in rows],
+            "samples": [sample(r, config["output_type"], part.startswith(("mmlu", "ceval", "hendrycks"))) for r in rows],
         }
     record = {
         "harness": version("lm_eval"), "transformers": version("transformers"), "torch": version("torch"),
-        "seconds": round(seconds, 1), "num_fewshot": num_fewshot, "limit": limit, "max_length": max_length, "tasks": tasks,
+        "seconds": round(seconds, 1), "num_fewshot": num_fewshot, "limit": limit, "max_length": max_length, "page_starts": [start for start, _ in shakespeare(data)] if part == "perplexity" else None, "tasks": tasks,
     }
     (HERE / "lm-eval").mkdir(exist_ok=True)
     (HERE / "lm-eval" / f"{part}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
