@@ -11,8 +11,8 @@
 import { MoeError } from "../util/errors.ts";
 import { didYouMean } from "../util/nearest.ts";
 import { fromFloat32 } from "./dtypes.ts";
-import { EXPERT_NAMES, huggingFaceRowOf, LAYER_NAMES, llama3Divisors, ROPE_FREQS, TOP_NAMES } from "./gguf-model.ts";
-import type { GgufArchitecture } from "./gguf-model.ts";
+import { GGUF_MOE, ggufNames, huggingFaceRowOf, llama3Divisors, ROPE_FREQS, TOP_NAMES } from "./gguf-model.ts";
+import type { GgufArchitecture, GgufNames } from "./gguf-model.ts";
 import type { GgufValue } from "./gguf-types.ts";
 import { createGguf } from "./gguf-writer.ts";
 
@@ -48,6 +48,9 @@ const ARCHITECTURE_OF: Readonly<Record<string, GgufArchitecture>> = {
   skywork: "llama",
   qwen2: "qwen2",
   qwen3: "qwen3",
+  qwen2_moe: "qwen2moe",
+  qwen3_moe: "qwen3moe",
+  olmoe: "olmoe",
 };
 
 /** llama.cpp's `general.file_type`. */
@@ -98,7 +101,41 @@ function architectureOf(config: Config): GgufArchitecture {
       `GGUF export: expected ${found} without a sliding window (llama.cpp has none for it), got use_sliding_window true`,
     );
   }
+  requireItsExperts(config, found);
   return found;
+}
+
+/** What llama.cpp takes for granted of an architecture whose layers have experts. */
+function requireItsExperts(config: Config, architecture: GgufArchitecture): void {
+  const moe = GGUF_MOE[architecture];
+  if (moe === undefined) return;
+  const refuse = (expected: string, got: string): MoeError =>
+    new MoeError("unsupported", `GGUF export: expected a ${moe.modelType} model with ${expected}, as llama.cpp computes it, got ${got}`);
+  const renormalizes = config.get("norm_topk_prob") === true;
+  if (renormalizes !== moe.renormalizes) throw refuse(`norm_topk_prob ${moe.renormalizes}`, String(renormalizes));
+  const step = config.number("decoder_sparse_step", 1);
+  if (step !== 1) throw refuse("experts in every layer", `decoder_sparse_step ${step}`);
+  const heads = config.number("num_attention_heads");
+  const kvHeads = config.number("num_key_value_heads", heads);
+  if (architecture === "olmoe" && kvHeads !== heads) throw refuse("as many key-value heads as heads", `${kvHeads} of ${heads}`);
+}
+
+/** Numbers and sizes of experts; empty for a dense model. */
+function expertMetadata(config: Config): [string, GgufValue][] {
+  const type = config.get("model_type");
+  const moe = Object.values(GGUF_MOE).some(({ modelType }) => modelType === type);
+  if (!moe && type !== "mixtral") return [];
+  const optional: [string, string][] = [
+    ["expert_feed_forward_length", "moe_intermediate_size"],
+    ["expert_shared_feed_forward_length", "shared_expert_intermediate_size"],
+  ];
+  return [
+    ["expert_count", u32(moe ? config.number("num_experts") : config.number("num_local_experts", 8))],
+    ["expert_used_count", u32(moe ? config.number("num_experts_per_tok") : config.number("num_experts_per_tok", 2))],
+    ...optional
+      .filter(([, key]) => config.get(key) !== undefined)
+      .map(([name, key]): [string, GgufValue] => [name, u32(config.number(key))]),
+  ];
 }
 
 interface Rope {
@@ -160,7 +197,6 @@ function metadataOf(
 ): Map<string, GgufValue> {
   const numHeads = config.number("num_attention_heads");
   const window = architecture === "llama" ? config.number("sliding_window", 0) : 0;
-  const numExperts = config.get("model_type") === "mixtral" ? config.number("num_local_experts", 8) : 0;
   const own: [string, GgufValue][] = [
     ["block_count", u32(config.number("num_hidden_layers"))],
     ["context_length", u32(config.number("max_position_embeddings"))],
@@ -173,12 +209,7 @@ function metadataOf(
     ["attention.layer_norm_rms_epsilon", f32(config.number("rms_norm_eps"))],
     ["vocab_size", u32(vocabSize)],
     ...(window > 0 ? [["attention.sliding_window", u32(window)] satisfies [string, GgufValue]] : []),
-    ...(numExperts > 0
-      ? [
-          ["expert_count", u32(numExperts)] satisfies [string, GgufValue],
-          ["expert_used_count", u32(config.number("num_experts_per_tok", 2))] satisfies [string, GgufValue],
-        ]
-      : []),
+    ...expertMetadata(config),
     ...rope.metadata,
   ];
   return new Map<string, GgufValue>([
@@ -192,29 +223,35 @@ function metadataOf(
 }
 
 /** The GGUF name of a Hugging Face tensor and, for an expert, its number; undefined for a name that has none. */
-function ggufNameOf(name: string): { ggufName: string; expert: number | null } | undefined {
+function ggufNameOf(name: string, names: GgufNames): { ggufName: string; expert: number | null } | undefined {
   const top = invert(TOP_NAMES).get(name);
   if (top !== undefined) return { ggufName: top, expert: null };
   const [, layer, rest = ""] = /^model\.layers\.(\d+)\.(.+)$/.exec(name) ?? [];
-  const [, expert, matrix = ""] = /^block_sparse_moe\.experts\.(\d+)\.(w[123])\.weight$/.exec(rest) ?? [];
-  if (expert !== undefined) return { ggufName: `blk.${layer}.${invert(EXPERT_NAMES).get(matrix)}_exps.weight`, expert: Number(expert) };
+  const [, block, expert, matrix = ""] = /^(\w+)\.experts\.(\d+)\.(\w+)\.weight$/.exec(rest) ?? [];
+  if (expert !== undefined) {
+    const found = block === names.block ? invert(names.expert).get(matrix) : undefined;
+    return found === undefined ? undefined : { ggufName: `blk.${layer}.${found}_exps.weight`, expert: Number(expert) };
+  }
   const [, module = "", suffix] = /^(.+)\.(weight|bias)$/.exec(rest) ?? [];
-  const found = invert(LAYER_NAMES).get(module);
+  const found = invert(names.layer).get(module);
   return found === undefined ? undefined : { ggufName: `blk.${layer}.${found}.${suffix}`, expert: null };
 }
 
 /** Groups the Hugging Face tensors by the GGUF tensor that holds them, experts in order, and checks that they fit. */
-function planTensors(shapes: HuggingFaceSource["tensors"], reorderedHeadDim: number | null, type: GgufExportType): GgufExportTensor[] {
+function planTensors(
+  shapes: HuggingFaceSource["tensors"],
+  architecture: GgufArchitecture,
+  reorderedHeadDim: number | null,
+  type: GgufExportType,
+): GgufExportTensor[] {
+  const names = ggufNames(architecture);
   const groups = new Map<string, { parts: string[]; shape: readonly number[]; stacked: boolean }>();
   for (const [name, { shape }] of shapes) {
-    const found = ggufNameOf(name);
+    const found = ggufNameOf(name, names);
     if (found === undefined) {
       // Old checkpoints carry the rotary frequencies, which are computed anyway.
       if (name.endsWith(".rotary_emb.inv_freq")) continue;
-      throw new MoeError(
-        "unsupported",
-        `GGUF export: expected tensors of a Llama, Qwen or Mixtral model, got also ${JSON.stringify(name)}`,
-      );
+      throw new MoeError("unsupported", `GGUF export: expected tensors of a ${architecture} model, got also ${JSON.stringify(name)}`);
     }
     const group = groups.get(found.ggufName) ?? { parts: [], shape, stacked: found.expert !== null };
     if (group.shape.join() !== shape.join())
@@ -233,7 +270,8 @@ function planTensors(shapes: HuggingFaceSource["tensors"], reorderedHeadDim: num
     return {
       ggufName,
       type: shape.length < 2 || ggufName.includes("ffn_gate_inp") ? "F32" : type,
-      shape: stacked ? [parts.length, ...shape] : shape,
+      // The gate of the shared expert is a vector there.
+      shape: stacked ? [parts.length, ...shape] : ggufName.includes("ffn_gate_inp_shexp") ? shape.slice(1) : shape,
       parts,
       reorderedHeadDim: isRoped ? reorderedHeadDim : null,
     };
@@ -260,7 +298,7 @@ export function huggingFaceToGguf(
   const kept = new Map([...tensors].filter(([tensor]) => tensor !== "lm_head.weight" || json.get("tie_word_embeddings") !== true));
   return {
     metadata: metadataOf(json, architecture, headDim, vocabSize, rope, type, name),
-    tensors: planTensors(kept, architecture === "llama" ? headDim : null, type),
+    tensors: planTensors(kept, architecture, architecture === "llama" ? headDim : null, type),
     ropeFreqs: rope.divisors,
   };
 }

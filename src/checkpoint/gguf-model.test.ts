@@ -301,7 +301,7 @@ describe("a GGUF model that is not ours", () => {
   it.each<[string, string, (m: Map<string, GgufValue>, t: Map<string, { shape: readonly number[] }>) => void]>([
     [
       "another architecture",
-      'unsupported: x.gguf: expected general.architecture to be one of llama, qwen2, qwen3, got "gemma"',
+      'unsupported: x.gguf: expected general.architecture to be one of llama, qwen2, qwen3, qwen2moe, qwen3moe, olmoe, got "gemma"',
       (m) => m.set("general.architecture", text("gemma")),
     ],
     ["no architecture", "file: x.gguf: expected a string general.architecture, got none", (m) => m.delete("general.architecture")],
@@ -363,7 +363,11 @@ const plan = (change: Record<string, unknown>, edit?: (tensors: Source["tensors"
 };
 describe("a model that llama.cpp would compute differently is not exported", () => {
   it.each<[string, Record<string, unknown>, string]>([
-    ["another model type", { model_type: "skywork_moe" }, 'one of llama, mistral, mixtral, skywork, qwen2, qwen3, got "skywork_moe"'],
+    [
+      "another model type",
+      { model_type: "skywork_moe" },
+      'one of llama, mistral, mixtral, skywork, qwen2, qwen3, qwen2_moe, qwen3_moe, olmoe, got "skywork_moe"',
+    ],
     ["a window of Qwen", { model_type: "qwen2", use_sliding_window: true }, "without a sliding window"],
     ["a dynamic scaling", { rope_scaling: { rope_type: "dynamic", factor: 2 } }, 'got "dynamic"'],
     ["a yarn of its own", { rope_scaling: { rope_type: "yarn", factor: 2, beta_fast: 16 } }, "yarn with others"],

@@ -2,8 +2,9 @@
  * A GGUF model seen as a Hugging Face one: `config.json` from the metadata, and where each Hugging Face tensor lies. Pure
  * functions over what gguf.ts read; the other direction is gguf-export.ts, reading and converting is gguf-weights.ts.
  *
- * Architectures: `llama` (Llama 2 and 3, SmolLM2, Mistral; with experts it is Mixtral), `qwen2`, `qwen3`. Two things differ
- * beyond names:
+ * Architectures: `llama` (Llama 2 and 3, SmolLM2, Mistral; with experts it is Mixtral), `qwen2`, `qwen3`, and with
+ * experts `qwen2moe`, `qwen3moe`, `olmoe`. Whether these divide the weights of the chosen experts by their sum is not in the
+ * file: llama.cpp does so for `qwen3moe` and not for the others, and every layer has experts. Two things differ beyond names:
  * - Rows of q and k. For `llama`, llama.cpp rotates neighbouring pairs (2i, 2i + 1) of a head, Hugging Face the pairs
  *   (i, i + d/2), so its converter reorders the rows of `q_proj` and `k_proj` within each head; we undo it. The Qwen
  *   architectures rotate as Hugging Face does.
@@ -17,7 +18,7 @@ import { didYouMean } from "../util/nearest.ts";
 import type { GgufValue } from "./gguf-types.ts";
 import type { GgufTensor } from "./gguf.ts";
 
-export const GGUF_ARCHITECTURES = ["llama", "qwen2", "qwen3"] as const;
+export const GGUF_ARCHITECTURES = ["llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe", "olmoe"] as const;
 export type GgufArchitecture = (typeof GGUF_ARCHITECTURES)[number];
 
 /** The tensor of the divisors of rotary frequencies (Llama 3). */
@@ -50,8 +51,7 @@ export const TOP_NAMES: Readonly<Record<string, string>> = {
   "output.weight": "lm_head.weight",
 };
 
-/** Modules of a layer, GGUF to Hugging Face; `.weight` or `.bias` follows. */
-export const LAYER_NAMES: Readonly<Record<string, string>> = {
+const PLAIN_LAYER_NAMES = {
   attn_norm: "input_layernorm",
   attn_q: "self_attn.q_proj",
   attn_k: "self_attn.k_proj",
@@ -63,11 +63,39 @@ export const LAYER_NAMES: Readonly<Record<string, string>> = {
   ffn_gate: "mlp.gate_proj",
   ffn_up: "mlp.up_proj",
   ffn_down: "mlp.down_proj",
-  ffn_gate_inp: "block_sparse_moe.gate",
+} as const;
+
+/** Architectures of which every layer has experts, and what llama.cpp does with the weights of the chosen. */
+export const GGUF_MOE: Readonly<Partial<Record<GgufArchitecture, { readonly modelType: string; readonly renormalizes: boolean }>>> = {
+  qwen2moe: { modelType: "qwen2_moe", renormalizes: false },
+  qwen3moe: { modelType: "qwen3_moe", renormalizes: true },
+  olmoe: { modelType: "olmoe", renormalizes: false },
 };
 
-/** Matrices of an expert, GGUF to Mixtral. */
-export const EXPERT_NAMES: Readonly<Record<string, string>> = { ffn_gate: "w1", ffn_down: "w2", ffn_up: "w3" };
+export interface GgufNames {
+  /** Modules of a layer, GGUF to Hugging Face; `.weight` or `.bias` follows. */
+  readonly layer: Readonly<Record<string, string>>;
+  /** Block of the experts in Hugging Face names. */
+  readonly block: string;
+  /** Matrices of an expert, GGUF to Hugging Face. */
+  readonly expert: Readonly<Record<string, string>>;
+}
+/** Names in an architecture: `llama` has Mixtral's. */
+export function ggufNames(architecture: GgufArchitecture): GgufNames {
+  if (GGUF_MOE[architecture] === undefined) {
+    const layer = { ...PLAIN_LAYER_NAMES, ffn_gate_inp: "block_sparse_moe.gate" };
+    return { layer, block: "block_sparse_moe", expert: { ffn_gate: "w1", ffn_down: "w2", ffn_up: "w3" } };
+  }
+  const layer = {
+    ...PLAIN_LAYER_NAMES,
+    ffn_gate_inp: "mlp.gate",
+    ffn_gate_inp_shexp: "mlp.shared_expert_gate",
+    ffn_gate_shexp: "mlp.shared_expert.gate_proj",
+    ffn_up_shexp: "mlp.shared_expert.up_proj",
+    ffn_down_shexp: "mlp.shared_expert.down_proj",
+  };
+  return { layer, block: "mlp", expert: { ffn_gate: "gate_proj", ffn_down: "down_proj", ffn_up: "up_proj" } };
+}
 
 /** Row in GGUF order of row `row` in Hugging Face order, for heads of `headDim` rows: i + j d/2 becomes 2i + j. */
 export function ggufRowOf(row: number, headDim: number): number {
@@ -215,17 +243,23 @@ const CLASS_NAMES: Readonly<Record<string, string>> = {
   mixtral: "Mixtral",
   qwen2: "Qwen2",
   qwen3: "Qwen3",
+  qwen2_moe: "Qwen2Moe",
+  qwen3_moe: "Qwen3Moe",
+  olmoe: "Olmoe",
 };
 
 /** The Hugging Face model type: llama.cpp calls Mistral and Mixtral `llama`. */
 function modelTypeOf(architecture: GgufArchitecture, numExperts: number, window: number, path: string): string {
-  if (numExperts > 0 && architecture !== "llama")
+  const moe = GGUF_MOE[architecture];
+  if (moe === undefined && numExperts > 0 && architecture !== "llama")
     throw new MoeError(
       "unsupported",
-      `${path}: expected experts in architecture llama (Mixtral) only, got ${numExperts} in ${architecture}`,
+      `${path}: expected experts in architecture llama (Mixtral), ${Object.keys(GGUF_MOE).join(", ")} only, got ${numExperts} in ${architecture}`,
     );
+  if (moe !== undefined && numExperts === 0) throw fileError(path, `${architecture}.expert_count of at least 1`, "0 or none");
   if (window > 0 && architecture !== "llama")
     throw new MoeError("unsupported", `${path}: expected no sliding window in ${architecture}, got ${window}`);
+  if (moe !== undefined) return moe.modelType;
   if (numExperts > 0) return "mixtral";
   return window > 0 ? "mistral" : architecture;
 }
@@ -270,13 +304,36 @@ function configOf(meta: Metadata, file: GgufDescription): Record<string, unknown
     max_position_embeddings: maxPositions,
     tie_word_embeddings: !file.tensors.has("output.weight"),
     ...(modelType === "mistral" ? { sliding_window: window } : modelType === "mixtral" ? { sliding_window: null } : {}),
-    ...(numExperts > 0 ? { num_local_experts: numExperts, num_experts_per_tok: meta.count("expert_used_count") } : {}),
+    ...(numExperts > 0 ? expertsOf(meta, numExperts) : {}),
     ...tokenIds(meta),
   };
 }
 
+function expertsOf(meta: Metadata, numExperts: number): Record<string, unknown> {
+  const topK = meta.count("expert_used_count");
+  const moe = GGUF_MOE[meta.architecture];
+  if (moe === undefined) return { num_local_experts: numExperts, num_experts_per_tok: topK };
+  const routing = { num_experts: numExperts, num_experts_per_tok: topK, norm_topk_prob: moe.renormalizes };
+  const ffnSize = meta.count("feed_forward_length");
+  // An OLMoE without a special token says so; transformers would put its own.
+  if (meta.architecture === "olmoe")
+    return { ...routing, clip_qkv: meta.optional("attention.clamp_kqv") ?? null, eos_token_id: null, pad_token_id: null };
+  return {
+    ...routing,
+    moe_intermediate_size: meta.count("expert_feed_forward_length", ffnSize / topK),
+    ...(meta.architecture === "qwen2moe"
+      ? { shared_expert_intermediate_size: meta.count("expert_shared_feed_forward_length", ffnSize) }
+      : {}),
+  };
+}
+
 /** Hugging Face names and pieces of one GGUF tensor; undefined for a name that the architectures do not have. */
-function piecesOf(ggufName: string, shape: readonly number[], reorderedHeadDim: number | null): [string, GgufPiece][] | undefined {
+function piecesOf(
+  ggufName: string,
+  shape: readonly number[],
+  names: GgufNames,
+  reorderedHeadDim: number | null,
+): [string, GgufPiece][] | undefined {
   const whole = { ggufName, shape, firstElement: 0, reorderedHeadDim: null };
   const top = TOP_NAMES[ggufName];
   if (top !== undefined) return [[top, whole]];
@@ -284,15 +341,17 @@ function piecesOf(ggufName: string, shape: readonly number[], reorderedHeadDim: 
   const [, layer, module = "", expert, suffix] = /^blk\.(0|[1-9]\d*)\.([a-z_]+?)(_exps|\.\d+)?\.(weight|bias)$/.exec(ggufName) ?? [];
   const prefix = `model.layers.${layer}`;
   if (expert === undefined) {
-    const name = Object.hasOwn(LAYER_NAMES, module) ? LAYER_NAMES[module] : undefined;
+    const name = Object.hasOwn(names.layer, module) ? names.layer[module] : undefined;
     if (name === undefined) return undefined;
+    // A vector here, a matrix of one row there.
+    if (module === "ffn_gate_inp_shexp" && shape.length === 1) return [[`${prefix}.${name}.${suffix}`, { ...whole, shape: [1, ...shape] }]];
     return [
       [`${prefix}.${name}.${suffix}`, { ...whole, reorderedHeadDim: module === "attn_q" || module === "attn_k" ? reorderedHeadDim : null }],
     ];
   }
-  const matrix = Object.hasOwn(EXPERT_NAMES, module) ? EXPERT_NAMES[module] : undefined;
+  const matrix = Object.hasOwn(names.expert, module) ? names.expert[module] : undefined;
   if (matrix === undefined || suffix !== "weight") return undefined;
-  const nameOf = (e: number): string => `${prefix}.block_sparse_moe.experts.${e}.${matrix}.weight`;
+  const nameOf = (e: number): string => `${prefix}.${names.block}.experts.${e}.${matrix}.weight`;
   if (expert !== "_exps") return [[nameOf(Number(expert.slice(1))), whole]];
   const [numExperts = 0, ...matrixShape] = shape;
   const size = matrixShape.reduce((a, b) => a * b, 1);
@@ -308,9 +367,10 @@ export function ggufToHuggingFace(file: GgufDescription): { config: Record<strin
   const meta = new Metadata(file);
   const config = configOf(meta, file);
   const headDim = meta.architecture === "llama" ? Number(config["head_dim"]) : null;
+  const names = ggufNames(meta.architecture);
   const pieces = new Map<string, GgufPiece>();
   for (const [ggufName, { shape }] of file.tensors) {
-    const found = piecesOf(ggufName, shape, headDim);
+    const found = piecesOf(ggufName, shape, names, headDim);
     if (found === undefined)
       throw new MoeError(
         "unsupported",

@@ -6,6 +6,8 @@ import { afterAll, afterEach, beforeEach, expect, test } from "vitest";
 import { createGguf } from "../checkpoint/gguf-writer.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { createModelWeights } from "../checkpoint/safetensors-writer.ts";
+import { modelPresets } from "../config/model-presets.ts";
+import { plainRouting, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { numParams } from "../config/model-counts.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -18,7 +20,7 @@ import {
   readGolden,
   type GoldenName,
 } from "../../test/golden/models/golden.ts";
-import { batchOfDocuments, exportModel, inspectModel, loadModel, writeElements, type Decoder } from "./index.ts";
+import { batchOfDocuments, Decoder, exportModel, inspectModel, loadModel, saveModel, writeElements } from "./index.ts";
 
 const { engines, missing } = await startEngines();
 afterAll(() => {
@@ -37,6 +39,8 @@ afterEach(() => {
   rmSync(folder, { recursive: true, force: true });
   for (const engine of engines.values()) expect(engine.backend.liveBytes).toBe(0);
 });
+
+const tiny = { vocabSize: 40, hiddenSize: 16, ffnSize: 12, numLayers: 2, numHeads: 2, numKvHeads: 2, headDim: 8, maxPositions: 64 };
 
 function contents(model: Decoder): Map<string, Float32Array> {
   return new Map([...model.parameters].map(([name, tensor]) => [name, tensor.toFloat32Array()]));
@@ -223,24 +227,63 @@ test("the bias that a router chooses with is a buffer: no gradient, and it keeps
   expect(gradients.has("layers.1.moe.router.bias")).toBe(false);
 });
 
-test("GGUF of the families that it is not built for is refused in both directions, with the list of what is", () => {
-  for (const [name, type] of [
-    ["qwen2-moe", "qwen2_moe"],
-    ["qwen3-moe", "qwen3_moe"],
-    ["olmoe", "olmoe"],
-  ] as const) {
-    expect(thrown(() => exportModel(goldenFolder(name), join(folder, "out.gguf")))).toMatchObject({
+test("Qwen2-MoE keeps its bits and its configuration through GGUF, fused or not", () => {
+  const engine = anyEngine();
+  const path = join(folder, "model.gguf");
+  exportModel(goldenFolder("qwen2-moe"), path, { name: "m" });
+  using expected = loadModel(engine, goldenFolder("qwen2-moe"));
+  using model = loadModel(engine, path);
+  expect(contents(model)).toEqual(contents(expected));
+  const { initStd: _, bosTokenId: _bos, eosTokenIds: _eos, ...rest } = expected.config;
+  expect(model.config).toMatchObject(rest);
+  const fused = join(folder, "fused");
+  cpSync(join(goldenFolder("qwen2-moe"), "config.json"), join(fused, "config.json"));
+  cpSync(join(goldenFolder("qwen2-moe"), "fused.safetensors"), join(fused, "model.safetensors"));
+  exportModel(fused, join(folder, "fused.gguf"), { name: "m" });
+  expect(readFileSync(join(folder, "fused.gguf")).equals(readFileSync(path))).toBe(true);
+});
+
+test("Qwen3-MoE and OLMoE as llama.cpp knows them pass through GGUF, and their configuration with them", () => {
+  const engine = anyEngine();
+  const base: ModelConfig = { ...modelPresets.quickstart, ...tiny, tiedEmbeddings: false };
+  const moe: MoeConfig = { ...plainRouting, numExperts: 3, topK: 2, expertFfnSize: base.ffnSize };
+  const configs: ModelConfig[] = [
+    { ...base, architecture: "qwen3_moe", qkNorm: "head", moe: { ...moe, expertFfnSize: 7 } },
+    { ...base, architecture: "olmoe", qkNorm: "all", moe: { ...moe, renormalize: false } },
+  ];
+  for (const config of configs) {
+    const [directory, path] = [join(folder, config.architecture), join(folder, `${config.architecture}.gguf`)];
+    using model = Decoder.initialize(engine, config, { dtype: "f32", seed: 5 });
+    saveModel(model, directory);
+    exportModel(directory, path);
+    using again = loadModel(engine, path);
+    expect(contents(again)).toEqual(contents(model));
+    expect(again.config).toMatchObject({ qkNorm: config.qkNorm, moe: config.moe });
+  }
+});
+
+test("what llama.cpp takes for granted of a family is refused otherwise, and so are families that it does not have", () => {
+  const keep = (): void => undefined;
+  const cases: [string, RegExp][] = [
+    [changed("qwen2-moe", keep, { norm_topk_prob: true }), /qwen2_moe model with norm_topk_prob false, as llama.cpp computes it, got true/],
+    [goldenFolder("qwen3-moe"), /qwen3_moe model with experts in every layer.*got decoder_sparse_step 2/],
+    [changed("qwen3-moe", keep, { norm_topk_prob: false }), /qwen3_moe model with norm_topk_prob true.*got false/],
+    [goldenFolder("olmoe"), /olmoe model with as many key-value heads as heads.*got 2 of 4/],
+    [goldenFolder("skywork-moe-sigmoid"), /model_type to be one of .*olmoe, got "skywork_moe"/],
+  ];
+  for (const [path, message] of cases) {
+    expect(thrown(() => exportModel(path, join(folder, "out.gguf")))).toMatchObject({
       kind: "unsupported",
-      message: expect.stringMatching(new RegExp(`model_type to be one of .*mixtral.*got "${type}"`)) as unknown,
-    });
-    const path = join(folder, `${name}.gguf`);
-    {
-      using writer = createGguf(path, new Map([["general.architecture", { type: "string", value: name.replace("-", "") }]]), []);
-      writer.commit();
-    }
-    expect(thrown(() => inspectModel(path))).toMatchObject({
-      kind: "unsupported",
-      message: expect.stringMatching(/general.architecture to be one of llama, qwen2, qwen3, got/) as unknown,
+      message: expect.stringMatching(message) as unknown,
     });
   }
+  const path = join(folder, "other.gguf");
+  {
+    using writer = createGguf(path, new Map([["general.architecture", { type: "string", value: "deepseek2" }]]), []);
+    writer.commit();
+  }
+  expect(thrown(() => inspectModel(path))).toMatchObject({
+    kind: "unsupported",
+    message: expect.stringMatching(/general.architecture to be one of llama, .*olmoe, got "deepseek2"/) as unknown,
+  });
 });

@@ -6,7 +6,7 @@ import { afterAll, afterEach, beforeEach, expect, test } from "vitest";
 import { loadBackend } from "../../../src/backend/load.ts";
 import { loadTokenizer, writeTokenizerFiles } from "../../../src/checkpoint/tokenizer.ts";
 import { modelPresets } from "../../../src/config/model-presets.ts";
-import type { ModelConfig } from "../../../src/config/model.ts";
+import { plainRouting, type MoeConfig, type ModelConfig } from "../../../src/config/model.ts";
 import { generateText } from "../../../src/generate/index.ts";
 import { batchOfDocuments, Decoder, exportModel, loadModel, saveModel, type GgufExportType } from "../../../src/model/index.ts";
 import { Engine } from "../../../src/tensor/index.ts";
@@ -34,6 +34,7 @@ afterEach(() => {
 const tiny = { hiddenSize: 64, ffnSize: 96, numLayers: 2, numHeads: 4, numKvHeads: 2, headDim: 16, maxPositions: 512, initStd: 0.15 };
 const llama = modelPresets.quickstart;
 const mixtral = modelPresets["mixtral-8x7b"];
+const experts: MoeConfig = { ...plainRouting, numExperts: 4, topK: 2, expertFfnSize: 48 };
 /** A family of models, and the fixture whose tokenizer they get. */
 const families: Readonly<Record<string, { config: Omit<ModelConfig, "vocabSize">; tokenizer: string }>> = {
   llama: { config: { ...llama, ...tiny, tiedEmbeddings: false }, tokenizer: "hf-llama" },
@@ -41,6 +42,33 @@ const families: Readonly<Record<string, { config: Omit<ModelConfig, "vocabSize">
   qwen2: { config: { ...llama, ...tiny, architecture: "qwen2", qkvBias: true }, tokenizer: "hf-qwen2" },
   qwen3: { config: { ...llama, ...tiny, architecture: "qwen3", qkNorm: "head", headDim: 24 }, tokenizer: "hf-qwen2" },
   mixtral: { config: { ...mixtral, ...tiny, moe: { ...mixtral.moe, numExperts: 4, topK: 2, expertFfnSize: 96 } }, tokenizer: "hf-llama" },
+  qwen2_moe: {
+    config: {
+      ...llama,
+      ...tiny,
+      architecture: "qwen2_moe",
+      tiedEmbeddings: false,
+      qkvBias: true,
+      moe: { ...experts, renormalize: false, sharedExpert: { ffnSize: 32, gate: true, scale: 1 } },
+    },
+    tokenizer: "hf-qwen2",
+  },
+  qwen3_moe: {
+    config: { ...llama, ...tiny, architecture: "qwen3_moe", tiedEmbeddings: false, qkNorm: "head", headDim: 24, moe: experts },
+    tokenizer: "hf-qwen2",
+  },
+  olmoe: {
+    config: {
+      ...llama,
+      ...tiny,
+      architecture: "olmoe",
+      tiedEmbeddings: false,
+      numKvHeads: 4,
+      qkNorm: "all",
+      moe: { ...experts, renormalize: false, expertFfnSize: 96 },
+    },
+    tokenizer: "hf-qwen2",
+  },
 };
 /** What llama.cpp's own arithmetic leaves: it rounds activations too where weights have 16 bits. */
 const tolerance: Readonly<Record<GgufExportType, number>> = { F32: 1e-5, F16: 5e-3, BF16: 3e-2 };
