@@ -259,8 +259,9 @@ describe("noise on the router", () => {
     expect(probe(0)[0]).toBe(probe(0)[1]);
   });
   test("is replayed by recomputation: identical weights and gradients", () => {
+    const losses = { switchLossCoefficient: 0.1, sequenceLossCoefficient: 0.1, zLossCoefficient: 0.1 };
     const weights = (recomputeLayers: number): number[][] =>
-      withTrainer(configOf({ jitterEpsilon: 0.2, capacityFactor: 1 }, { recomputeLayers }), (trainer, model) => {
+      withTrainer(configOf({ ...losses, jitterEpsilon: 0.2, capacityFactor: 1 }, { recomputeLayers }), (trainer, model) => {
         const norms = [trainer.step().gradNorm, trainer.step().gradNorm];
         return [norms, ...Array.from(model.parameters.values(), (tensor) => [...tensor.toFloat32Array()])];
       });
