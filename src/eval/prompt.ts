@@ -55,7 +55,8 @@ export function prefixToken(tokenizer: Tokenizer): number {
 
 /** Ids of a text as the model expects it at its beginning (with a bos where it wants one and the text does not bring it). */
 export function encodeText(tokenizer: Tokenizer, text: string): Int32Array {
-  const mark = tokenizer.decode([prefixToken(tokenizer)], { skipSpecialTokens: false });
+  const prefix = tokenizer.bosId ?? tokenizer.eosId;
+  const mark = prefix === undefined ? "" : tokenizer.decode([prefix], { skipSpecialTokens: false });
   return tokenizer.encode(text, mark !== "" && text.startsWith(mark) ? { addSpecialTokens: false } : {});
 }
 
