@@ -13,14 +13,14 @@ import { setTimeout as sleep } from "node:timers/promises";
 /** Milliseconds between turns: libgomp spins for up to about 10. */
 const pauseMs = 30;
 
-/** One line of `--json`. Samples are rates (larger is better), except where `unit` is bytes. */
+/** One line of `--json`. Samples are rates (larger is better), except where `unit` is bytes or a share. */
 export interface Row {
   readonly name: string;
   readonly ours: readonly number[];
   /** Empty where the rival did not run: see `note`. */
   readonly rival: readonly number[];
-  readonly unit: "GFLOP/s" | "GB/s" | "tokens/s" | "bytes";
-  /** What median(ours) / median(rival) must reach; for bytes, what it must not exceed. Null where the rival did not run and the bar needs it. */
+  readonly unit: "GFLOP/s" | "GB/s" | "tokens/s" | "rows/s" | "bytes" | "share";
+  /** What median(ours) / median(rival) must reach; for bytes, what it must not exceed; for a share, what median(ours) itself must not exceed. Null where the rival did not run and the bar needs it. */
   readonly bar: number | null;
   /** What the machine can do at most, in the same unit, sampled between the turns. */
   readonly roof?: readonly number[];

@@ -12,25 +12,29 @@ import { OurTraining } from "./train.ts";
 export const profiles = ["train", "train.f32", "train.bf16", "decode", "prefill"] as const;
 export type ProfileName = (typeof profiles)[number];
 
-interface KernelTime {
+export interface KernelTime {
   calls: number;
   milliseconds: number;
 }
 type KernelTable = Record<string, (...args: number[]) => void>;
 
-/** Runs `work` with a clock around every kernel. */
-function timeKernels(engine: Engine, work: () => void): { total: number; kernels: Map<string, KernelTime> } {
+/** Runs `work` with a clock around every kernel. Times, in milliseconds, are added up by `label` (default: the kernel's name). */
+export function timeKernels(
+  engine: Engine,
+  work: () => void,
+  label: (kernel: string, args: readonly number[]) => string = (kernel) => kernel,
+): { total: number; kernels: Map<string, KernelTime> } {
   const table = engine.backend.kernels as unknown as KernelTable;
   const times = new Map<string, KernelTime>();
   const originals = { ...table };
   for (const [name, kernel] of Object.entries(originals)) {
-    const time: KernelTime = { calls: 0, milliseconds: 0 };
-    times.set(name, time);
     table[name] = (...args) => {
       const started = performance.now();
       kernel(...args);
-      time.milliseconds += performance.now() - started;
-      time.calls++;
+      const milliseconds = performance.now() - started;
+      const what = label(name, args);
+      const time = times.get(what) ?? { calls: 0, milliseconds: 0 };
+      times.set(what, { calls: time.calls + 1, milliseconds: time.milliseconds + milliseconds });
     };
   }
   try {

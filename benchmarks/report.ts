@@ -27,6 +27,7 @@ function roofBarOf({ name, roof }: Row): number | null {
 }
 /** Whether a row reaches its bar, or null where the rival did not run. */
 export function isMet(row: Row): boolean | null {
+  if (row.unit === "share") return row.bar === null ? null : median(row.ours) <= row.bar;
   const ratio = ratioOf(row);
   if (row.bar === null || Number.isNaN(ratio)) return null;
   return row.unit === "bytes" ? ratio <= row.bar : ratio >= row.bar;
@@ -83,12 +84,13 @@ export function judgements(rows: readonly Row[]): Judgement[] {
 function fixed(value: number): string {
   return Number.isNaN(value) ? "-" : value.toFixed(2);
 }
-function percent(value: number): string {
-  return `${(100 * value).toFixed(0)}%`;
+function percent(value: number, digits = 0): string {
+  return `${(100 * value).toFixed(digits)}%`;
 }
 function figure(samples: readonly number[], unit: Row["unit"]): string {
   const value = median(samples);
   if (Number.isNaN(value)) return "-";
+  if (unit === "share") return percent(value, 1);
   return unit === "bytes" ? `${(value / 2 ** 20).toFixed(0)} MiB` : value >= 1000 ? value.toFixed(0) : value.toPrecision(4);
 }
 function verdict(row: Row): string {
@@ -102,7 +104,7 @@ function verdict(row: Row): string {
 /** The cells of a row, in the order of `headings`. */
 function cells(row: Row): string[] {
   const { name, ours, rival, unit, bar } = row;
-  const wanted = bar === null ? "-" : `${unit === "bytes" ? "<= " : ""}${fixed(bar)}`;
+  const wanted = bar === null ? "-" : `${unit === "bytes" || unit === "share" ? "<= " : ""}${fixed(bar)}`;
   const unitName = unit === "bytes" ? "" : unit;
   return [name, figure(ours, unit), figure(rival, unit), unitName, fixed(ratioOf(row)), wanted, verdict(row), fixed(roofFractionOf(row))];
 }

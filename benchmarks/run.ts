@@ -13,9 +13,10 @@ import { engineRows } from "./engine.ts";
 import { efforts, type Row } from "./measure.ts";
 import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
+import { moeRows } from "./moe.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-const themes = { engine: engineRows } as const;
+const themes = { engine: engineRows, moe: moeRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;

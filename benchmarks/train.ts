@@ -23,11 +23,21 @@ import { messageOf, precisions, startRival, wants, type Context, type Precision 
 import { fastest, interleave, type Row, type Side } from "./measure.ts";
 import { LineProcess, type PythonRival } from "./process.ts";
 
-/** The step, as both sides get it. */
-export const trainShape = {
+/** A training step, as both sides get it. */
+export interface TrainShape {
+  /** Sequences of a step. */
+  readonly batch: number;
+  /** Tokens of a sequence. */
+  readonly sequence: number;
+  /** In the form of a Hugging Face `config.json`. */
+  readonly config: Readonly<Record<string, unknown>> & { readonly model_type: string; readonly vocab_size: number };
+}
+
+export const trainShape: TrainShape = {
   batch: 8,
   sequence: 512,
   config: {
+    model_type: "llama",
     vocab_size: 8192,
     hidden_size: 512,
     intermediate_size: 1408,
@@ -38,15 +48,16 @@ export const trainShape = {
     rms_norm_eps: 1e-5,
     tie_word_embeddings: false,
   },
-} as const;
+};
 
 const trainBar = 1.3;
 const memoryBar = 0.8;
 const threads = 2;
 /** The optimizer's state and all gradients are there from the second step on. */
 const memorySteps = 2;
-const tokensPerStep = trainShape.batch * trainShape.sequence;
-const variantsOf = { f32: ["f32"], bf16: ["autocast", "bf16"] } as const satisfies Record<Precision, readonly string[]>;
+/** The rival's ways to a step in each precision (`rival/rival_train.py`). */
+export type Variants = Readonly<Record<Precision, readonly string[]>>;
+const variantsOf: Variants = { f32: ["f32"], bf16: ["autocast", "bf16"] };
 /** For compiling and the first step. */
 const compileTimeoutMs = 240_000;
 
@@ -57,10 +68,13 @@ export class OurTraining implements Disposable {
   readonly #trainer: Trainer;
   readonly #tokens: TokenFile;
   readonly #folder: string;
+  readonly #shape: TrainShape;
 
-  constructor(engine: Engine, precision: Precision) {
-    const { batch, sequence, config } = trainShape;
+  constructor(engine: Engine, precision: Precision, shape: TrainShape = trainShape) {
+    const { batch, sequence, config } = shape;
+    const tokensPerStep = batch * sequence;
     this.engine = engine;
+    this.#shape = shape;
     this.#folder = mkdtempSync(join(tmpdir(), "moe-bench-"));
     const path = join(this.#folder, "tokens");
     const random = new Random(1);
@@ -68,7 +82,7 @@ export class OurTraining implements Disposable {
     writer.append(Int32Array.from({ length: 8 * tokensPerStep + 1 }, () => random.integer(config.vocab_size)));
     writer.finish("random");
     this.#tokens = new TokenFile(path);
-    this.#model = Decoder.initialize(engine, fromHuggingFaceConfig({ model_type: "llama", ...config }), { dtype: precision, seed: 1 });
+    this.#model = Decoder.initialize(engine, fromHuggingFaceConfig(config), { dtype: precision, seed: 1 });
     const run = parseRunConfig({
       model: { config: {} },
       data: { train: [{ path }], sequenceLength: sequence },
@@ -81,7 +95,7 @@ export class OurTraining implements Disposable {
   }
   /** Of forward and backward. */
   get flopsPerToken(): number {
-    return flopsPerToken(this.#model.config, trainShape.sequence);
+    return flopsPerToken(this.#model.config, this.#shape.sequence);
   }
   /** Seconds of one step. */
   step(): number {
@@ -96,32 +110,47 @@ export class OurTraining implements Disposable {
 }
 
 /** A rival's step, or why it does not run. */
-async function rivalStep(variant: string, timeoutMs?: number): Promise<{ rival: PythonRival; side: Side } | string> {
+async function rivalStep(variant: string, shape: TrainShape, timeoutMs?: number): Promise<{ rival: PythonRival; side: Side } | string> {
   const rival = await startRival("linear.versions");
   if (typeof rival === "string") return rival;
   try {
-    await rival.call("train.setup", { variant, shape: trainShape, threads }, timeoutMs);
+    await rival.call("train.setup", { variant, shape, threads }, timeoutMs);
     await rival.call("train.step", {}, timeoutMs);
   } catch (error) {
     rival[Symbol.dispose]();
     return `${variant}: ${messageOf(error)}`;
   }
+  const tokensPerStep = shape.batch * shape.sequence;
   return { rival, side: { sample: async () => tokensPerStep / (await rival.number("train.step", {}, "seconds")) } };
 }
 
-async function measureStep(context: Context, precision: Precision): Promise<Row> {
+export interface StepRow {
+  readonly name: string;
+  readonly shape: TrainShape;
+  /** The fastest of these is the rival. */
+  readonly variants: readonly string[];
+  /** A further rival that takes minutes to start: told, not judged. */
+  readonly slow?: string;
+  readonly bar: number;
+}
+
+/** Our step and the rival's, in turn: a row in tokens a second, beside what the roof's FLOP/s would allow. */
+export async function measureStep(
+  context: Context,
+  precision: Precision,
+  { name, shape, variants: eager, slow, bar }: StepRow,
+): Promise<Row> {
   const { effort, log } = context;
-  const eager: readonly string[] = variantsOf[precision];
-  // Compiling is a second rival of the faster way only: it takes minutes.
-  const variants = [...eager, ...(effort.samples > 3 ? [precision === "f32" ? "f32+compile" : "autocast+compile"] : [])];
+  const variants = [...eager, ...(slow !== undefined && effort.samples > 3 ? [slow] : [])];
+  const tokensPerStep = shape.batch * shape.sequence;
   const notes: string[] = [];
   const running: { variant: string; rival: PythonRival; side: Side }[] = [];
   const engine = new Engine(await loadBackend({ numThreads: threads }));
   try {
-    using training = new OurTraining(engine, precision);
+    using training = new OurTraining(engine, precision, shape);
     for (const variant of variants) {
-      log(`train.${precision}: starting ${variant}`);
-      const started = await rivalStep(variant, variant.endsWith("+compile") ? compileTimeoutMs : undefined);
+      log(`${name}: starting ${variant}`);
+      const started = await rivalStep(variant, shape, variant.endsWith("+compile") ? compileTimeoutMs : undefined);
       if (typeof started === "string") notes.push(started);
       else running.push({ variant, ...started });
     }
@@ -130,11 +159,11 @@ async function measureStep(context: Context, precision: Precision): Promise<Row>
     const [ours = [], ...taken] = await interleave(sides, { samples: Math.min(5, effort.samples), warmups: 1 });
     const others = Object.fromEntries(running.map(({ variant }, index) => [variant, taken[index] ?? []]));
     return {
-      name: `train.${precision}`,
+      name,
       ours,
       rival: fastest(eager.map((variant) => others[variant] ?? [])),
       unit: "tokens/s",
-      bar: trainBar,
+      bar,
       roof: taken.at(-1) ?? [],
       others,
       ...(notes.length > 0 ? { note: notes.join("; ") } : {}),
@@ -190,6 +219,12 @@ async function measureMemory({ effort, log }: Context): Promise<Row> {
 
 /** Rows `train.f32` and `train.bf16`, tokens a second, then `train.memory`, bytes. */
 export async function* trainRows(context: Context): AsyncGenerator<Row> {
-  for (const precision of precisions) if (wants(context, `train.${precision}`)) yield await measureStep(context, precision);
+  for (const precision of precisions) {
+    const name = `train.${precision}`;
+    // Compiling is a second rival of the usually faster way only.
+    const slow = precision === "f32" ? "f32+compile" : "autocast+compile";
+    if (wants(context, name))
+      yield await measureStep(context, precision, { name, shape: trainShape, variants: variantsOf[precision], slow, bar: trainBar });
+  }
   if (wants(context, "train.memory")) yield await measureMemory(context);
 }

@@ -1,14 +1,15 @@
-"""A training step of transformers' Llama: SDPA attention, fused AdamW, gradients clipped to norm 1.
+"""A training step of a transformers model: SDPA attention, fused AdamW, gradients clipped to norm 1.
 
-Variants: "f32"; "autocast" (f32 weights, bf16 arithmetic); "bf16" (everything bf16, optimizer state included); each of them with
-"+compile" appended runs the forward through torch.compile.
+Variants: "f32"; "autocast" (f32 weights, bf16 arithmetic); "bf16" (everything bf16, optimizer state included). "/eager" or
+"/grouped_mm" appended is the implementation of the experts; "+compile" runs the forward through torch.compile. A model with experts
+computes its balance loss too, as ours does.
 """
 
 import gc
 import time
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 state = {}
 
@@ -27,9 +28,14 @@ def setup(variant: str, shape: dict, threads: int) -> dict:
     torch.manual_seed(1)
     state.clear()
     gc.collect()
-    precision, _, compiled = variant.partition("+")
-    config = LlamaConfig(**shape["config"], use_cache=False, attn_implementation="sdpa")
-    model = LlamaForCausalLM(config).train()
+    ways, _, compiled = variant.partition("+")
+    precision, _, experts = ways.partition("/")
+    settings = dict(shape["config"])
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings, use_cache=False)
+    if experts:
+        config.output_router_logits = True
+    options = {"experts_implementation": experts} if experts else {}
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", **options).train()
     if precision == "bf16":
         model = model.to(torch.bfloat16)
     state["optimizer"] = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
