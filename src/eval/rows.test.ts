@@ -61,6 +61,11 @@ test("JSON lines, gzipped too: what is not an object is a problem of its line", 
   ]);
 });
 
+test("a file of another ending is one row with its text", async () => {
+  const path = file("g.txt", "Line one\n\nline three\n");
+  expect(await readRows(path)).toEqual([{ where: path, row: { text: "Line one\n\nline three\n" } }]);
+});
+
 test("files that cannot be read at all are errors that name them", async () => {
   await expect(readRows(join(folder, "none.jsonl"))).rejects.toThrow("none.jsonl");
   await expect(readRows(file("d.jsonl", Uint8Array.of(0xff, 0xfe)))).rejects.toThrow("d.jsonl: expected UTF-8 text");

@@ -18,10 +18,11 @@ export type SourceRow = { readonly where: string; readonly row: Doc } | { readon
 /** Endings of the files that can be read, in the order in which they are looked for. */
 export const rowFileEndings: readonly string[] = [".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet"];
 
-/** All rows of a file. `columns`: names of the columns of a CSV file whose first line is none of names. Throws `file`. */
+/** All rows of a file; one of any other ending is one row with its whole text under `text`. `columns`: names of the columns of a CSV file whose first line is none of names. Throws `file`. */
 export async function readRows(path: string, columns?: readonly string[]): Promise<readonly SourceRow[]> {
   if (path.endsWith(".parquet")) return readParquet(path);
   const text = readText(path);
+  if (!rowFileEndings.some((ending) => path.endsWith(ending))) return [{ where: path, row: { text } }];
   return path.replace(/\.gz$/, "").endsWith(".csv") ? readCsv(path, text, columns) : readJsonLines(path, text);
 }
 
