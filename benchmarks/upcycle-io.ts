@@ -3,7 +3,7 @@
  *
  *   node benchmarks/upcycle-io.ts <dense> <folder> [experts]
  *
- * `<folder>` needs room for one output at a time; everything written is removed. Each side runs three times, in turn, each in a
+ * `<folder>` needs room for one output at a time; everything written is removed. Each side runs five times, in turn, each in a
  * process of its own whose peak resident memory is read when it ends (mapped files and all). The plain write repeats one 8 MB
  * buffer and calls fsync once at the end; upcycling flushes every file and the folder, hashes every tensor and writes its journal.
  */
@@ -13,6 +13,8 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { openModelSource } from "../src/model/source.ts";
 import { upcycle } from "../src/upcycle/index.ts";
+
+const numRounds = 5;
 
 interface Measured {
   readonly seconds: number;
@@ -32,7 +34,7 @@ function measure(side: string, dense: string, out: string, experts: number, byte
 function plainWrite(path: string, bytes: number): void {
   const buffer = new Uint8Array(8 << 20).map((_, i) => (i * 2654435761) >>> 24);
   const fd = openSync(path, "w");
-  for (let done = 0; done < bytes; ) done += writeSync(fd, buffer, 0, Math.min(buffer.length, bytes - done), done);
+  for (let done = 0; done < bytes;) done += writeSync(fd, buffer, 0, Math.min(buffer.length, bytes - done), done);
   fsyncSync(fd);
   closeSync(fd);
 }
@@ -61,16 +63,18 @@ const median = (values: readonly number[]): number => values.toSorted((a, b) => 
 function main(dense: string, folder: string, experts: number): void {
   mkdirSync(folder, { recursive: true });
   const results: Record<"upcycle" | "plain", Measured[]> = { upcycle: [], plain: [] };
-  for (let round = 0; round < 3; round++) {
-    const moe = inProcess("upcycle", dense, folder, experts, 0);
-    results.upcycle.push(moe);
-    results.plain.push(inProcess("plain", dense, folder, experts, moe.bytes));
+  for (let round = 0; round < numRounds; round++) {
+    // The first round tells how many bytes there are; later ones change who begins.
+    const bytes = results.upcycle[0]?.bytes ?? 0;
+    for (const side of round % 2 === 0 ? (["upcycle", "plain"] as const) : (["plain", "upcycle"] as const)) {
+      results[side].push(inProcess(side, dense, folder, experts, bytes === 0 ? (results.upcycle[0]?.bytes ?? 0) : bytes));
+    }
   }
   const speeds = (runs: readonly Measured[]): number[] => runs.map(({ bytes, seconds }) => bytes / seconds / 1e6);
   const speed = (runs: readonly Measured[]): number => median(speeds(runs));
   const peak = Math.max(...results.upcycle.map(({ peakBytes }) => peakBytes));
   const largest = largestTensorBytes(dense);
-  console.log(`output ${((results.upcycle[0]?.bytes ?? 0) / 1e9).toFixed(2)} GB, ${experts} experts; 3 rounds, medians`);
+  console.log(`output ${((results.upcycle[0]?.bytes ?? 0) / 1e9).toFixed(2)} GB, ${experts} experts; ${numRounds} rounds, medians`);
   for (const side of ["upcycle", "plain"] as const) {
     const seconds = results[side].map((run) => run.seconds.toFixed(1)).join(", ");
     console.log(`${side.padEnd(8)} ${speed(results[side]).toFixed(0)} MB/s with fsync (${seconds} s)`);

@@ -149,11 +149,7 @@ export function planModelWeights(tensors: readonly TensorDeclaration[], options:
   checkNames(tensors, "model weights");
   const shards = splitShards(tensors, options.maxShardBytes ?? 5e9);
   const files = shards.map((list, i) =>
-    planSafetensors(
-      shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`,
-      list,
-      options,
-    ),
+    planSafetensors(shards.length === 1 ? SINGLE_FILE : `model-${digits(i + 1)}-of-${digits(shards.length)}.safetensors`, list, options),
   );
   if (files.length === 1) return { files, index: null };
   const weightMap = files.flatMap((file) => file.tensors.map(({ name }): [string, string] => [name, file.fileName]));

@@ -48,7 +48,10 @@ export function openOptimizer(path: string, dense: ModelConfig): OptimizerSource
   const state = trainedState(path);
   const filePath = join(path, optimizerFile);
   if (state === null || !existsSync(filePath)) {
-    throw new MoeError("configuration", `upcycle: optimizer carry: expected a training checkpoint with ${optimizerFile} and state.json, got ${path}`);
+    throw new MoeError(
+      "configuration",
+      `upcycle: optimizer carry: expected a training checkpoint with ${optimizerFile} and state.json, got ${path}`,
+    );
   }
   const file = openSafetensors(filePath);
   try {
@@ -89,7 +92,9 @@ export function optimizerTensors(
   reader: number,
 ): OutputTensor[] {
   const byName = new Map(outputTensors(dense, plan, dtype).map((output) => [output.name, output.recipe]));
-  const denseNames = new Map(parameterSpecs(dense, "f32").flatMap((spec) => huggingFacePieces(spec, "per-expert", dense).map(({ name }) => [name, spec.name])));
+  const denseNames = new Map(
+    parameterSpecs(dense, "f32").flatMap((spec) => huggingFacePieces(spec, "per-expert", dense).map(({ name }) => [name, spec.name])),
+  );
   return parameterSpecs(plan.config, dtype).flatMap((spec) =>
     (spec.dtype === "bf16" ? ["exp_avg", "exp_avg_sq", "master"] : ["exp_avg", "exp_avg_sq"]).map((kind) => ({
       name: `${spec.name}.${kind}`,
@@ -121,7 +126,11 @@ function stateRecipe(
     const change =
       kind === "master"
         ? recipe.change
-        : { ...recipe.change, factor: 1, method: method.type === "drop" ? ({ type: "clear", ratio: method.ratio } as const) : ({ type: "copy" } as const) };
+        : {
+            ...recipe.change,
+            factor: 1,
+            method: method.type === "drop" ? ({ type: "clear", ratio: method.ratio } as const) : ({ type: "copy" } as const),
+          };
     return { ...recipe, from: reader, name: state, change };
   });
   const [only] = parts;

@@ -260,5 +260,9 @@ export function pairTableMarkdown(): string {
     });
     return `| ${[source, ...cells].join(" | ")} |`;
   });
-  return [`| dense | ${targets.map((target) => `\`${target}\``).join(" | ")} |`, `| ${["---", ...targets.map(() => "---")].join(" | ")} |`, ...rows].join("\n");
+  return [
+    `| dense | ${targets.map((target) => `\`${target}\``).join(" | ")} |`,
+    `| ${["---", ...targets.map(() => "---")].join(" | ")} |`,
+    ...rows,
+  ].join("\n");
 }

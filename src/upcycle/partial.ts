@@ -18,8 +18,9 @@ const progressName = "progress.jsonl";
 const lockName = "lock";
 const chunkBytes = 4 << 20;
 
-/** Bytes gathered before they go to the file at once. */
+/** Small pieces are gathered up to so many bytes before they go to the file; large ones go at once. */
 const writeBytes = 4 << 20;
+const directBytes = 1 << 18;
 
 interface Place {
   readonly file: PlannedFile;
@@ -141,12 +142,12 @@ export class PartialFolder implements Disposable {
     const filePath = path.join(this.folder, place.file.fileName);
     make((bytes) => {
       hash?.update(bytes);
-      if (pending + bytes.byteLength > writeBytes) {
+      if (bytes.byteLength >= directBytes || pending + bytes.byteLength > writeBytes) {
         writeFully(fd, this.#pending.subarray(0, pending), place.offset + done, filePath);
         done += pending;
         pending = 0;
       }
-      if (bytes.byteLength >= writeBytes) {
+      if (bytes.byteLength >= directBytes) {
         writeFully(fd, bytes, place.offset + done, filePath);
         done += bytes.byteLength;
       } else {

@@ -82,7 +82,7 @@ function recipeOf(dense: ModelConfig, plan: UpcycleTargetPlan, spec: ParameterSp
   const found = matrices[matrix];
   if (found !== undefined && kind === "experts") return expertRecipe(dense, plan, found, layer, e);
   if (found !== undefined) return sharedRecipe(dense, plan, found, layer, index);
-  if (/^moe\./.test(rest)) throw new MoeError("internal", `upcycle: no recipe for ${spec.name}`);
+  if (rest.startsWith("moe.")) throw new MoeError("internal", `upcycle: no recipe for ${spec.name}`);
   if (/^attention\.\w+\.bias$/.test(rest) && !dense.qkvBias) return { type: "zero" };
   return { type: "copy", from: 0, name: piece.name };
 }
@@ -109,7 +109,13 @@ function expertRecipe(dense: ModelConfig, { options, share }: UpcycleTargetPlan,
   };
 }
 
-function sharedRecipe(dense: ModelConfig, { config, options, share }: UpcycleTargetPlan, matrix: Matrix, layer: number, index: number): Recipe {
+function sharedRecipe(
+  dense: ModelConfig,
+  { config, options, share }: UpcycleTargetPlan,
+  matrix: Matrix,
+  layer: number,
+  index: number,
+): Recipe {
   if (share === 0) return matrix.by === "columns" ? { type: "zero" } : { type: "normal", std: config.initStd, key: index };
   // A gate of zeros is open by half.
   const factor = matrix.by === "columns" ? share * (config.moe?.sharedExpert?.gate === true ? 2 : 1) : 1;

@@ -27,7 +27,9 @@ export function expectedMemory(config: ModelConfig): ExpectedMemory {
     parameterSpecs(config, dtype).reduce((sum, spec) => sum + numElements(spec.shape) * (spec.dtype === "f32" ? 16 : 18), 0);
   let serving = 0;
   for (const { name, shape } of parameterSpecs(config, "bf16")) {
-    const isQuantized = /(attention\.(query|key|value|output)\.weight|experts\.|shared\.(gate|up|down)|feedForward\.(gate|up|down))/.test(name);
+    const isQuantized = /(attention\.(query|key|value|output)\.weight|experts\.|shared\.(gate|up|down)|feedForward\.(gate|up|down))/.test(
+      name,
+    );
     if (!isQuantized) serving += 2 * numElements(shape);
     // Scales of gate matrices are those of up matrices.
     else serving += numElements(shape) + (/\.gate/.test(name) ? 0 : 4 * (shape.length === 3 ? (shape[0] ?? 1) : 1));
@@ -65,7 +67,9 @@ function advice(ratio: number | null, denseTokens: number | null, equalCost: num
   if (ratio !== null) {
     const cost = `the budget is ${ratio.toPrecision(2)} times the dense model's training cost`;
     if (ratio >= 2) return `${cost}: at 2 or more, the report trains from scratch`;
-    return ratio <= 0.5 ? `${cost}: far below it, the report upcycles` : `${cost}: between the report's two cases (upcycle far below 1, from scratch from 2 on)`;
+    return ratio <= 0.5
+      ? `${cost}: far below it, the report upcycles`
+      : `${cost}: between the report's two cases (upcycle far below 1, from scratch from 2 on)`;
   }
   const tokens =
     denseTokens === null
@@ -102,4 +106,3 @@ function maxOverMean(load: readonly number[]): number {
   const total = load.reduce((a, b) => a + b, 0);
   return total === 0 ? 0 : (Math.max(...load) * load.length) / total;
 }
-

@@ -108,7 +108,12 @@ class Weights {
   }
   /** Runs `fn` with these parameters in memory. */
   use<T>(names: readonly string[], fn: (tensors: readonly Tensor[]) => T): T {
-    const loaded = loadParameters(this.engine, this.#source, names.map((name) => this.#spec(name)), { mapped: false });
+    const loaded = loadParameters(
+      this.engine,
+      this.#source,
+      names.map((name) => this.#spec(name)),
+      { mapped: false },
+    );
     try {
       return fn(names.map((name) => present(loaded.get(name))));
     } finally {
@@ -153,7 +158,8 @@ function attentionForward(weights: Weights, layer: number, x_TH: Tensor, batch: 
   const names = [...parts, ...optional, ...norms].map((name) => `layers.${layer}.${name}`).filter((name) => weights.has(name));
   return weights.use(names, (tensors) => {
     const get = (name: string): Tensor | null => tensors[names.indexOf(`layers.${layer}.${name}`)] ?? null;
-    const projection = (name: string): Linear => new Linear(present(get(`attention.${name}.weight`) ?? undefined), get(`attention.${name}.bias`));
+    const projection = (name: string): Linear =>
+      new Linear(present(get(`attention.${name}.weight`) ?? undefined), get(`attention.${name}.bias`));
     const norm = (name: string): RmsNorm | null => {
       const weight = get(`${name}.weight`);
       return weight === null ? null : new RmsNorm(weight, config.normEps);
@@ -175,7 +181,13 @@ function attentionForward(weights: Weights, layer: number, x_TH: Tensor, batch: 
 }
 
 /** down(silu(gate(x)) * up(x)), one matrix in memory at a time; `index` is the expert. */
-function swigluForward(weights: Weights, [gate = "", up = "", down = ""]: readonly string[], index: number, x_TH: Tensor, F: number): Tensor {
+function swigluForward(
+  weights: Weights,
+  [gate = "", up = "", down = ""]: readonly string[],
+  index: number,
+  x_TH: Tensor,
+  F: number,
+): Tensor {
   const { engine, config } = weights;
   const H = config.hiddenSize;
   const product = (name: string, shape: readonly number[], input: Tensor): Tensor =>
@@ -186,7 +198,9 @@ function swigluForward(weights: Weights, [gate = "", up = "", down = ""]: readon
 function moeForward(weights: Weights, moe: MoeConfig, layer: number, x_TH: Tensor, hooks: StreamedHooks): Tensor {
   const { engine, config } = weights;
   const [T, H, E, K] = [x_TH.dim(0), config.hiddenSize, moe.numExperts, moe.topK];
-  const logits = engine.scope(() => linear(x_TH, weights.piece(`layers.${layer}.moe.router.weight`, 0, [E, H]), null, { outDtype: "f32" }).toFloat32Array());
+  const logits = engine.scope(() =>
+    linear(x_TH, weights.piece(`layers.${layer}.moe.router.weight`, 0, [E, H]), null, { outDtype: "f32" }).toFloat32Array(),
+  );
   const routing = route(logits, T, moe);
   hooks.onRouting?.(layer, routing);
   const x = x_TH.toFloat32Array();
@@ -201,7 +215,8 @@ function moeForward(weights: Weights, moe: MoeConfig, layer: number, x_TH: Tenso
     const out = engine.scope(() =>
       swigluForward(weights, names, e, engine.from(input, [slots.length, H], "f32"), moe.expertFfnSize).toFloat32Array(),
     );
-    for (const [i, slot] of slots.entries()) accumulate(y, Math.floor(slot / K) * H, out.subarray(i * H, (i + 1) * H), routing.weights[slot] ?? 0);
+    for (const [i, slot] of slots.entries())
+      accumulate(y, Math.floor(slot / K) * H, out.subarray(i * H, (i + 1) * H), routing.weights[slot] ?? 0);
   }
   if (moe.sharedExpert !== null) addShared(weights, moe.sharedExpert, layer, x_TH, y);
   return engine.from(y, [T, H], "f32");
@@ -218,7 +233,9 @@ function addShared(weights: Weights, shared: NonNullable<MoeConfig["sharedExpert
   engine.scope(() => {
     const names = ["gate", "up", "down"].map((matrix) => `layers.${layer}.moe.shared.${matrix}.weight`);
     const out = swigluForward(weights, names, 0, x_TH, shared.ffnSize).toFloat32Array();
-    const gates = shared.gate ? linear(x_TH, weights.piece(`layers.${layer}.moe.shared.router.weight`, 0, [1, H]), null, { outDtype: "f32" }).toFloat32Array() : null;
+    const gates = shared.gate
+      ? linear(x_TH, weights.piece(`layers.${layer}.moe.shared.router.weight`, 0, [1, H]), null, { outDtype: "f32" }).toFloat32Array()
+      : null;
     for (let t = 0; t < T; t++) {
       const gate = gates === null ? 1 : 1 / (1 + Math.exp(-(gates[t] ?? 0)));
       accumulate(y, t * H, out.subarray(t * H, (t + 1) * H), shared.scale * gate);
@@ -240,7 +257,9 @@ function route(logits_TE: Float32Array, T: number, moe: MoeConfig): TokenRouting
     }
     const largest = Math.max(...logits);
     const scores = logits.map((z) => Math.exp(z - largest));
-    const order = Array.from(scores.keys()).sort((a, b) => (scores[b] ?? 0) - (scores[a] ?? 0) || a - b).slice(0, K);
+    const order = Array.from(scores.keys())
+      .sort((a, b) => (scores[b] ?? 0) - (scores[a] ?? 0) || a - b)
+      .slice(0, K);
     const sum = renormalize ? order.reduce((s, e) => s + (scores[e] ?? 0), 0) : scores.reduce((s, x) => s + x, 0);
     for (const [j, e] of order.entries()) {
       indices[t * K + j] = e;

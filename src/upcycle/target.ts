@@ -62,14 +62,21 @@ function optionProblems(dense: ModelConfig, options: Options, numDistinctRows: n
     dense.ffnSize % G !== 0 && ["granularity.width", `ffnSize ${dense.ffnSize} is not a multiple of granularity ${G}`],
     gateNormalization && !traits.gateNormalization && ["target.gateNormalization", `${target} has no gating logit normalization`],
     gateNormalization &&
-      router.type === "zero" && ["router.zero", "a router of zeros with gating logit normalization: equal logits have no standard deviation"],
+      router.type === "zero" && [
+        "router.zero",
+        "a router of zeros with gating logit normalization: equal logits have no standard deviation",
+      ],
     gateNormalization &&
       numDistinctRows < 2 && [
         "router.rows",
         `gateNormalization with ${numDistinctRows} distinct router row (numExperts ${options.numExperts}, granularity ${G}): equal logits have no standard deviation`,
       ],
-    layerInterval > dense.numLayers && ["layerInterval", `layerInterval ${layerInterval} with numLayers ${dense.numLayers}: no layer has experts`],
-    layerInterval !== 1 && !traits.layerInterval && ["target.layerInterval", `${target} has experts in every layer, layerInterval is ${layerInterval}`],
+    layerInterval > dense.numLayers && [
+      "layerInterval",
+      `layerInterval ${layerInterval} with numLayers ${dense.numLayers}: no layer has experts`,
+    ],
+    layerInterval !== 1 &&
+      !traits.layerInterval && ["target.layerInterval", `${target} has experts in every layer, layerInterval is ${layerInterval}`],
     sharedExpert !== null && traits.sharedExpert === "never" && ["target.sharedExpert", `${target} has no shared expert`],
     sharedExpert?.gate === false && traits.sharedGate === "always" && ["target.sharedGate", `${target}'s shared expert always has a gate`],
     !options.renormalize && !traits.unnormalized && ["target.renormalize", `${target} always divides the combine weights by their sum`],
@@ -121,6 +128,9 @@ function exactnessOf(dense: ModelConfig, options: Options): Exactness {
   ];
   const found = losses.filter((text) => text !== false);
   if (found.length > 0) return { verdict: "approximate", reasons: found };
-  const whole = G === 1 ? "every expert is the dense network" : `a token's ${K} experts are whole copies in ${G} shards with equal weights, down-projections times ${G}`;
+  const whole =
+    G === 1
+      ? "every expert is the dense network"
+      : `a token's ${K} experts are whole copies in ${G} shards with equal weights, down-projections times ${G}`;
   return { verdict: "exact", reasons: [`${whole}, and the combine weights sum to 1`] };
 }

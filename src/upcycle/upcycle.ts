@@ -134,7 +134,8 @@ class Job implements Disposable {
         this.#optimizer = openOptimizer(path, dense.config);
       }
       const model = outputTensors(dense.config, this.#plan, this.#dtype);
-      const state = this.#optimizer === null ? [] : optimizerTensors(dense.config, this.#plan, this.#dtype, this.#optimizer, this.#sources.length);
+      const state =
+        this.#optimizer === null ? [] : optimizerTensors(dense.config, this.#plan, this.#dtype, this.#optimizer, this.#sources.length);
       this.#outputs = [...model, ...state];
       this.#numModelTensors = model.length;
       const planned = planModelWeights(model.map(declared), { maxShardBytes: checked.maxShardBytes });
@@ -151,7 +152,9 @@ class Job implements Disposable {
   #fingerprint(): string {
     const sources = [this.#path, ...this.#plan.options.expertSources].map(sourceFiles);
     const tensors = this.#outputs.map(({ name, shape, dtype, recipe }) => [name, shape, dtype, recipe]);
-    const hash = createHash("sha256").update(JSON.stringify({ version: 1, sources, config: this.#plan.config, options: this.#plan.options, tensors }));
+    const hash = createHash("sha256").update(
+      JSON.stringify({ version: 1, sources, config: this.#plan.config, options: this.#plan.options, tensors }),
+    );
     if (this.#extras.promptRows !== undefined) {
       for (const { recipe } of this.#outputs) if (recipe.type === "router") hash.update(this.#extras.promptRows(recipe.layer));
     }
@@ -165,7 +168,8 @@ class Job implements Disposable {
     this.#writeTensors(partial);
     partial.finishWeights(this.files);
     if (this.#index !== null) writeFileAtomically(join(folder, "model.safetensors.index.json"), this.#index);
-    if (this.#optimizer !== null) writeFileAtomically(join(folder, "optimizer.json"), `${JSON.stringify({ step: this.#optimizer.step })}\n`);
+    if (this.#optimizer !== null)
+      writeFileAtomically(join(folder, "optimizer.json"), `${JSON.stringify({ step: this.#optimizer.step })}\n`);
     copyTokenizer(folder);
     writeFileAtomically(join(folder, "generation_config.json"), `${JSON.stringify(generationConfig(config), null, 2)}\n`);
     // Last of what makes it a model.
@@ -249,8 +253,14 @@ function originOf(recipe: Recipe): Pick<TensorOrigin, "origin" | "source" | "sou
 function openExpertSource(path: string, dense: ModelSource): ModelSource {
   const source = openModelSource(path);
   // Where they stop and how they were initialized is no part of what they compute.
-  const compared = ({ bosTokenId: _bos, eosTokenIds: _eos, padTokenId: _pad, initStd: _std, maxPositions: _max, ...config }: ModelConfig): [string, string][] =>
-    Object.entries(config).map(([key, value]) => [key, JSON.stringify(value)]);
+  const compared = ({
+    bosTokenId: _bos,
+    eosTokenIds: _eos,
+    padTokenId: _pad,
+    initStd: _std,
+    maxPositions: _max,
+    ...config
+  }: ModelConfig): [string, string][] => Object.entries(config).map(([key, value]) => [key, JSON.stringify(value)]);
   const others = new Map(compared(source.config));
   const different = compared(dense.config).filter(([key, value]) => others.get(key) !== value);
   if (different.length === 0) return source;

@@ -112,6 +112,65 @@ test.each([
   expect(stdout).toMatch(line);
 });
 
+describe("upcycling options", () => {
+  const optionsFile = (name: string, value: unknown): string => {
+    const path = join(folder, name);
+    writeFileSync(path, typeof value === "string" ? value : JSON.stringify(value));
+    return path;
+  };
+  test("come from a file, flags win, and the receipt says what came of them", () => {
+    const config = optionsFile("options.json", {
+      numExperts: 4,
+      topK: 2,
+      target: "qwen2_moe",
+      sharedExpert: { share: 0.5 },
+      router: { type: "prompts", prompts: [["The union"], ["A nation of laws"], ["once upon a time", "and then"], ["12345"]] },
+    });
+    const out = join(folder, "from-file");
+    const receipt = json(moe("upcycle", dense, out, "--config", config, "--seed", "5", "--budget-tokens", "1e6", "--json"));
+    expect(receipt).toMatchObject({
+      architecture: "qwen2_moe",
+      options: { numExperts: 4, seed: 5, router: { type: "prompts" }, budgetTokens: 1e6 },
+      exactness: { verdict: "exact" },
+    });
+    expect(receipt["maxOutputGap"]).toBeLessThan(1e-5);
+    expect(receipt["tensors"]).toBeUndefined();
+    const { tensors, ...written } = JSON.parse(readFileSync(join(out, "upcycling.json"), "utf8")) as Record<string, unknown>;
+    expect(tensors).toHaveLength(receipt["numTensors"] as number);
+    expect({ ...written, numTensors: receipt["numTensors"], out }).toEqual(receipt);
+  });
+  test("of a hostile or broken file are refused, and nothing is written", () => {
+    const out = join(folder, "hostile");
+    for (const [content, status, message] of [
+      ["{", 1, /hostile\.json: expected JSON/],
+      ["[1, 2]", 1, /hostile\.json: expected a JSON object of options/],
+      [{ numExpert: 4 }, 1, /hostile\.json: unknown key "numExpert".*numExperts/],
+      [{ method: { type: "noise", std: "1; rm -rf" } }, 1, /method\.std/],
+      [{ numExperts: 1e308 }, 1, /numExperts/],
+      ['{"__proto__": {"numExperts": 4}, "topK": 9}', 1, /hostile\.json: /],
+      [{ target: "olmoe" }, 1, /llama to olmoe is impossible: check attention\.qkNorm failed/],
+    ] as const) {
+      const result = moe("upcycle", dense, out, "--config", optionsFile("hostile.json", content));
+      expect(result.stderr).toMatch(message);
+      expect([result.status, result.stdout]).toEqual([status, ""]);
+      expect([existsSync(out), existsSync(`${out}.partial`)]).toEqual([false, false]);
+    }
+    expect(moe("upcycle", dense, out, "--noise-std", "0.1")).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/--method noise/) as unknown,
+    });
+  });
+  test("are told to people too", () => {
+    const out = join(folder, "told");
+    const { status, stdout } = moe("upcycle", dense, out, "--experts", "4", "--method", "drop", "--drop-ratio", "0.5");
+    expect(status).toBe(0);
+    expect(stdout).toMatch(
+      /^llama of .* became skywork_moe of .*\n.*tensors written to .*upcycling\.json\napproximate: method: 0\.5 of the/,
+    );
+    expect(stdout).toMatch(/memory of its state: .* to serve in FP8\ncost: /);
+  });
+});
+
 test("a reader that goes away ends the command without a word", async () => {
   const child = spawn(process.execPath, [main, "inspect", dense], { stdio: ["ignore", "pipe", "pipe"] });
   let stderr = "";

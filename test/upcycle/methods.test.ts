@@ -181,7 +181,13 @@ describe("drop-upcycling", () => {
     return (["gate_proj", "up_proj", "down_proj"] as const).map((name, i) => {
       const [a, b] = [values(dense, denseName(name, layer)), values(out, expertName(e, ["w1", "w3", "w2"][i] ?? "", layer))];
       const dimension = (at: number): number => (name === "down_proj" ? at % F : Math.floor(at / H));
-      return [...new Set(Array.from(a.keys()).filter((at) => a[at] !== b[at]).map(dimension))].sort((x, y) => x - y);
+      return [
+        ...new Set(
+          Array.from(a.keys())
+            .filter((at) => a[at] !== b[at])
+            .map(dimension),
+        ),
+      ].sort((x, y) => x - y);
     });
   }
   test("draws the same ratio of dimensions anew in all three matrices, others in every expert and layer, and keeps the rest", () => {
@@ -258,7 +264,15 @@ describe("routers", () => {
     expect(caught(() => upcycled({ granularity: 4, gateNormalization: true }))).toMatch(/check router\.rows failed/);
   });
   test("from prompts are the centred means of what enters each feed-forward network, prompt by prompt", () => {
-    const prompts = [[[1, 2, 3, 4, 5]], [[7, 8], [9, 10, 11, 12, 13, 14, 15]], [[20]], [[33, 34, 35]]];
+    const prompts = [
+      [[1, 2, 3, 4, 5]],
+      [
+        [7, 8],
+        [9, 10, 11, 12, 13, 14, 15],
+      ],
+      [[20]],
+      [[33, 34, 35]],
+    ];
     const rows = promptRouterRows(engine, dense, prompts, 2);
     const texts = prompts.map((list) => list.map(String));
     const { out } = upcycled({ router: { type: "prompts", prompts: texts, norm: 2 } }, dense, { promptRows: rows });
@@ -270,11 +284,17 @@ describe("routers", () => {
     const means = prompts.map((list) => {
       const mean = new Float64Array(H);
       for (const ids of list) {
-        streamedForward(engine, source, [ids], {
-          onFeedForwardInput: (layer, x) => {
-            if (layer === 2) for (const [i, value] of x.entries()) mean[i % H] = (mean[i % H] ?? 0) + value / ids.length / list.length;
+        streamedForward(
+          engine,
+          source,
+          [ids],
+          {
+            onFeedForwardInput: (layer, x) => {
+              if (layer === 2) for (const [i, value] of x.entries()) mean[i % H] = (mean[i % H] ?? 0) + value / ids.length / list.length;
+            },
           },
-        }, null);
+          null,
+        );
       }
       return mean;
     });

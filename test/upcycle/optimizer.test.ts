@@ -31,7 +31,9 @@ function writeCheckpoint(path: string, dtype: ModelDType): void {
     Array.from(tensors, ([name, { shape }]) => ({ name, dtype: "F32" as const, shape })),
   );
   for (const [name, tensor] of tensors) {
-    const values = name.endsWith(".master") ? tensor.toFloat32Array() : random.fillNormal(new Float32Array(tensor.size), 0.01).map(Math.abs);
+    const values = name.endsWith(".master")
+      ? tensor.toFloat32Array()
+      : random.fillNormal(new Float32Array(tensor.size), 0.01).map(Math.abs);
     writer.write(name, new Uint8Array(values.buffer, 0, values.byteLength));
   }
   writer.commit();

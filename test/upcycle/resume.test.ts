@@ -3,7 +3,19 @@
  * before it is whole. Runs as processes, because SIGKILL is.
  */
 import { spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdtempSync, openSync, closeSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  closeSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -58,16 +70,19 @@ function killed(out: string, killAt: number | "tokenizer" | "probe"): void {
 }
 
 describe("a killed upcycling", () => {
-  test.each([1, 33, 60, "tokenizer", "probe"] as const)("at %s leaves nothing that loads half, and is continued to the same bytes", (at) => {
-    const out = join(folder, `killed-${at}`);
-    killed(out, at);
-    expect(existsSync(out)).toBe(false);
-    if (at !== "probe") expect(() => openModelSource(`${out}.partial`)).toThrow(MoeError);
-    const { numTensorsResumed, tensors } = upcycle(dense, out, options);
-    expect(numTensorsResumed).toBe(typeof at === "number" ? at : tensors.length);
-    expect(contents(out)).toEqual(reference);
-    expect(existsSync(`${out}.partial`)).toBe(false);
-  });
+  test.each([1, 33, 60, "tokenizer", "probe"] as const)(
+    "at %s leaves nothing that loads half, and is continued to the same bytes",
+    (at) => {
+      const out = join(folder, `killed-${at}`);
+      killed(out, at);
+      expect(existsSync(out)).toBe(false);
+      if (at !== "probe") expect(() => openModelSource(`${out}.partial`)).toThrow(MoeError);
+      const { numTensorsResumed, tensors } = upcycle(dense, out, options);
+      expect(numTensorsResumed).toBe(typeof at === "number" ? at : tensors.length);
+      expect(contents(out)).toEqual(reference);
+      expect(existsSync(`${out}.partial`)).toBe(false);
+    },
+  );
   test("again and again gets further each time", () => {
     const out = join(folder, "again");
     for (const at of [20, 20, 40]) killed(out, at);
@@ -78,7 +93,9 @@ describe("a killed upcycling", () => {
     const out = join(folder, "damaged");
     killed(out, 40);
     const partial = `${out}.partial`;
-    const plan = JSON.parse(readFileSync(join(partial, "plan.json"), "utf8")) as { tensors: { name: string; file: string; byteLength: number }[] };
+    const plan = JSON.parse(readFileSync(join(partial, "plan.json"), "utf8")) as {
+      tensors: { name: string; file: string; byteLength: number }[];
+    };
     const victim = plan.tensors[24];
     const file = join(partial, victim?.file ?? "");
     const header = JSON.parse(
@@ -87,7 +104,13 @@ describe("a killed upcycling", () => {
         .toString(),
     ) as Record<string, { data_offsets: [number, number] }>;
     const fd = openSync(file, "r+");
-    writeSync(fd, Buffer.from([1, 2, 3]), 0, 3, 8 + Number(readFileSync(file).readBigUInt64LE(0)) + (header[victim?.name ?? ""]?.data_offsets[0] ?? 0));
+    writeSync(
+      fd,
+      Buffer.from([1, 2, 3]),
+      0,
+      3,
+      8 + Number(readFileSync(file).readBigUInt64LE(0)) + (header[victim?.name ?? ""]?.data_offsets[0] ?? 0),
+    );
     closeSync(fd);
     expect(upcycle(dense, out, options).numTensorsResumed).toBe(24);
     expect(contents(out)).toEqual(reference);

@@ -107,7 +107,8 @@ function readOptions(path: string): Record<string, unknown> {
 /** What the flags say, under the names of the options; nothing where they say nothing. */
 function optionsOfFlags(flags: UpcycleFlags): Partial<UpcycleOptions> {
   const method = methodOfFlags(flags);
-  if (flags.routerStd !== undefined && flags.router === "zero") throw new MoeError("usage", "--router-std has no meaning with --router zero");
+  if (flags.routerStd !== undefined && flags.router === "zero")
+    throw new MoeError("usage", "--router-std has no meaning with --router zero");
   const router: UpcycleOptions["router"] =
     flags.router === "zero"
       ? { type: "zero" }
@@ -134,8 +135,10 @@ function optionsOfFlags(flags: UpcycleFlags): Partial<UpcycleOptions> {
   return Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined));
 }
 function methodOfFlags({ method, noiseStd, dropRatio }: UpcycleFlags): UpcycleOptions["method"] {
-  if (noiseStd !== undefined && method !== "noise") throw new MoeError("usage", `--noise-std needs --method noise, got ${method ?? "none"}`);
-  if (dropRatio !== undefined && method !== "drop") throw new MoeError("usage", `--drop-ratio needs --method drop, got ${method ?? "none"}`);
+  if (noiseStd !== undefined && method !== "noise")
+    throw new MoeError("usage", `--noise-std needs --method noise, got ${method ?? "none"}`);
+  if (dropRatio !== undefined && method !== "drop")
+    throw new MoeError("usage", `--drop-ratio needs --method drop, got ${method ?? "none"}`);
   if (method === "noise") return { type: "noise", std: noiseStd ?? 0.05 };
   if (method === "drop") return { type: "drop", ratio: dropRatio ?? 0.5 };
   return method === undefined ? undefined : { type: "copy" };
@@ -180,7 +183,12 @@ async function makeExtras(
   const engine = await openEngine();
   const rows =
     router.type === "prompts"
-      ? promptRouterRows(engine, dense, router.prompts.map((list) => list.map((prompt) => tokenizer.encode(prompt))), router.norm)
+      ? promptRouterRows(
+          engine,
+          dense,
+          router.prompts.map((list) => list.map((prompt) => tokenizer.encode(prompt))),
+          router.norm,
+        )
       : null;
   return {
     onProgress,
