@@ -43,8 +43,13 @@ export async function completePrompts(
   onText: (request: number, text: string) => void,
 ): Promise<void> {
   if (requests.length === 0) return;
-  const groups = planGroups(requests.map((request, index) => promptSequence(request, index, maxLength)), { merge: false });
-  const waiting = groups.flatMap((group) => group.members.flatMap((member) => member.wanted.map(({ item }) => ({ group, member, request: item }))));
+  const groups = planGroups(
+    requests.map((request, index) => promptSequence(request, index, maxLength)),
+    { merge: false },
+  );
+  const waiting = groups.flatMap((group) =>
+    group.members.flatMap((member) => member.wanted.map(({ item }) => ({ group, member, request: item }))),
+  );
   const capacity = Math.max(...waiting.map(({ member, request }) => member.ids.length + (requests[request]?.maxTokens ?? 0)));
   using slots = new PrefixSlots(model, { capacity, maxSlots: Math.min(maxSlots, waiting.length), cacheBytes, batchTokens });
   const endIds = new Set([...tokenizer.endIds, ...model.config.eosTokenIds]);
@@ -77,7 +82,10 @@ export async function completePrompts(
 function promptSequence({ promptIds, maxTokens }: CompletionRequest, index: number, maxLength: number): Sequence<number> {
   const room = maxLength - maxTokens;
   if (room <= 0)
-    throw new MoeError("configuration", `evaluation: ${maxTokens} new tokens leave no room for a prompt in the ${maxLength} that the model sees`);
+    throw new MoeError(
+      "configuration",
+      `evaluation: ${maxTokens} new tokens leave no room for a prompt in the ${maxLength} that the model sees`,
+    );
   const ids = promptIds.subarray(Math.max(0, promptIds.length - room));
   if (ids.length === 0) throw new MoeError("configuration", "evaluation: expected a prompt of at least one token, got none");
   return { ids, wanted: [{ position: ids.length - 1, item: index }] };
@@ -90,7 +98,13 @@ function admit(slots: PrefixSlots, slot: number, group: PrefixGroup<number>, mem
 }
 
 /** Takes in the next token; true where the sequence ends with it. */
-function advance(state: Running, id: number, { until, maxTokens }: CompletionRequest, tokenizer: Tokenizer, endIds: ReadonlySet<number>): boolean {
+function advance(
+  state: Running,
+  id: number,
+  { until, maxTokens }: CompletionRequest,
+  tokenizer: Tokenizer,
+  endIds: ReadonlySet<number>,
+): boolean {
   if (endIds.has(id)) {
     state.text += state.stream.end();
     return true;

@@ -64,7 +64,10 @@ describe("log-likelihoods", () => {
         let sum = 0;
         let greedy = true;
         for (let n = 0; n < continuationIds.length; n++) {
-          const row = logits.subarray((input.length - continuationIds.length + n) * 1200, (input.length - continuationIds.length + n + 1) * 1200);
+          const row = logits.subarray(
+            (input.length - continuationIds.length + n) * 1200,
+            (input.length - continuationIds.length + n + 1) * 1200,
+          );
           const target = row[continuationIds[n] ?? 0] ?? NaN;
           const top = Math.max(...row);
           sum += target - top - Math.log(row.reduce((total, x) => total + Math.exp(x - top), 0));
@@ -97,7 +100,9 @@ describe("log-likelihoods", () => {
   });
   test("of nothing are nothing; a continuation longer than the model's length is refused", async () => {
     expect(await scores([], wide)).toEqual([]);
-    await expect(scores([{ contextIds: [1], continuationIds: Array.from({ length: 65 }, () => 2) }], wide)).rejects.toThrow("exceeds the 64");
+    await expect(scores([{ contextIds: [1], continuationIds: Array.from({ length: 65 }, () => 2) }], wide)).rejects.toThrow(
+      "exceeds the 64",
+    );
   });
   test("an interruption ends the work between passes, and keeps what was finished", async () => {
     const controller = new AbortController();
@@ -152,12 +157,18 @@ describe("token ids", () => {
   });
   test("rolling windows predict every token once, each behind as many as fit", () => {
     const ids = Int32Array.from({ length: 10 }, (_, i) => i + 1);
-    const windows = rollingWindows(ids, 0, 4).map(({ contextIds, continuationIds }) => [Array.from(contextIds), Array.from(continuationIds)]);
+    const windows = rollingWindows(ids, 0, 4).map(({ contextIds, continuationIds }) => [
+      Array.from(contextIds),
+      Array.from(continuationIds),
+    ]);
     // lm_eval.utils: make_disjoint_window of get_rolling_token_windows(range(1, 11), 0, 4, 1)
     expect(windows).toEqual([
       [[0], [1, 2, 3, 4]],
       [[4], [5, 6, 7, 8]],
-      [[6, 7, 8], [9, 10]],
+      [
+        [6, 7, 8],
+        [9, 10],
+      ],
     ]);
     expect(rollingWindows(new Int32Array(), 0, 4)).toEqual([]);
   });

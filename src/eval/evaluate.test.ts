@@ -147,7 +147,11 @@ describe("kept answers", () => {
     appendFileSync(responses, '{"key":"ab');
     const known = readFileSync(responses, "utf8").split("\n").length - 1;
     let asked = 0;
-    const resumed = await run(tasks, { responses, resume: true, onProgress: ({ total, phase, done }) => (asked += done === total && phase !== "programs" ? total : 0) });
+    const resumed = await run(tasks, {
+      responses,
+      resume: true,
+      onProgress: ({ total, phase, done }) => (asked += done === total && phase !== "programs" ? total : 0),
+    });
     expect(lasting(resumed)).toEqual(lasting(whole));
     expect(asked + known).toBe(12 * 4 + 4);
     let again = 0;

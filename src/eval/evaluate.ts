@@ -8,7 +8,16 @@ import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { completePrompts } from "./complete.ts";
 import { passAtK } from "./metrics.ts";
-import { JobMaker, prepareTask, withoutMissing, type CompletionJob, type DocJobs, type PreparedDoc, type PreparedTask, type ScoreJob } from "./prepare.ts";
+import {
+  JobMaker,
+  prepareTask,
+  withoutMissing,
+  type CompletionJob,
+  type DocJobs,
+  type PreparedDoc,
+  type PreparedTask,
+  type ScoreJob,
+} from "./prepare.ts";
 import { countWords } from "./python.ts";
 import { report, type EvalResults, type TaskOutcome } from "./report.ts";
 import { hashText, ResponseLog } from "./responses.ts";
@@ -78,7 +87,12 @@ interface Asked extends PreparedTask {
  * console.log(results.results["gsm8k"]?.["exact_match,strict-match"]);
  * ```
  */
-export async function evaluateTasks(model: Decoder, tokenizer: Tokenizer, tasks: readonly string[], options: EvaluateOptions = {}): Promise<Evaluation> {
+export async function evaluateTasks(
+  model: Decoder,
+  tokenizer: Tokenizer,
+  tasks: readonly string[],
+  options: EvaluateOptions = {},
+): Promise<Evaluation> {
   const startedAt = new Date();
   const data = options.data ?? process.env["MOE_EVAL_DATA"] ?? null;
   const { maxPositions } = model.config;
@@ -116,7 +130,9 @@ export async function evaluateTasks(model: Decoder, tokenizer: Tokenizer, tasks:
     limit,
     fewshot_seed: fewshotSeed,
   };
-  const samples = new Map(options.logSamples === true ? asked.map((item) => [item.task.name, recordsOf(item, judged.get(item.task.name) ?? [])]) : []);
+  const samples = new Map(
+    options.logSamples === true ? asked.map((item) => [item.task.name, recordsOf(item, judged.get(item.task.name) ?? [])]) : [],
+  );
   return { results: report(chosen, outcomes, { config, startedAt, seconds }), samples };
 }
 
@@ -126,7 +142,8 @@ function named(names: readonly string[]): string {
 }
 
 function positive(name: string, value: number): number {
-  if (!(Number.isSafeInteger(value) && value > 0)) throw new MoeError("usage", `evaluation: expected ${name} to be a positive whole number, got ${value}`);
+  if (!(Number.isSafeInteger(value) && value > 0))
+    throw new MoeError("usage", `evaluation: expected ${name} to be a positive whole number, got ${value}`);
   return value;
 }
 
@@ -142,8 +159,13 @@ async function answerAll(model: Decoder, tokenizer: Tokenizer, asked: readonly A
   const completions = new Map<string, CompletionJob>();
   let known = 0;
   for (const jobs of asked.flatMap((item) => item.jobs)) {
-    for (const job of "scores" in jobs ? jobs.scores : []) log.has(job.key) ? known++ : scores.set(job.key, job);
-    if ("completion" in jobs) log.has(jobs.completion.key) ? known++ : completions.set(jobs.completion.key, jobs.completion);
+    for (const job of "scores" in jobs ? jobs.scores : []) {
+      if (log.has(job.key)) known++;
+      else scores.set(job.key, job);
+    }
+    if (!("completion" in jobs)) continue;
+    if (log.has(jobs.completion.key)) known++;
+    else completions.set(jobs.completion.key, jobs.completion);
   }
   if (known > 0) options.onNotice?.(`${known} answers are known from before`);
   const keep = (job: ScoreJob | CompletionJob, response: unknown, progress: EvalProgress): void => {
@@ -152,16 +174,27 @@ async function answerAll(model: Decoder, tokenizer: Tokenizer, asked: readonly A
   };
   const scoreJobs = [...scores.values()];
   let done = 0;
-  await scorePairs(model, scoreJobs.map(({ pair }) => pair), engine, (request, score) => {
-    const job = scoreJobs[request];
-    if (job !== undefined) keep(job, score, { phase: "scores", done: ++done, total: scoreJobs.length });
-  });
+  await scorePairs(
+    model,
+    scoreJobs.map(({ pair }) => pair),
+    engine,
+    (request, score) => {
+      const job = scoreJobs[request];
+      if (job !== undefined) keep(job, score, { phase: "scores", done: ++done, total: scoreJobs.length });
+    },
+  );
   const completionJobs = [...completions.values()];
   done = 0;
-  await completePrompts(model, tokenizer, completionJobs.map(({ request }) => request), engine, (request, text) => {
-    const job = completionJobs[request];
-    if (job !== undefined) keep(job, text, { phase: "completions", done: ++done, total: completionJobs.length });
-  });
+  await completePrompts(
+    model,
+    tokenizer,
+    completionJobs.map(({ request }) => request),
+    engine,
+    (request, text) => {
+      const job = completionJobs[request];
+      if (job !== undefined) keep(job, text, { phase: "completions", done: ++done, total: completionJobs.length });
+    },
+  );
 }
 
 async function judgeTask(item: Asked, log: ResponseLog, options: EvaluateOptions): Promise<readonly Sample[]> {
@@ -184,7 +217,12 @@ async function judgeTask(item: Asked, log: ResponseLog, options: EvaluateOptions
   );
 }
 
-function judgeScores(task: Exclude<Task, GenerationTask>, { doc, docId }: PreparedDoc, jobs: DocJobs | undefined, log: ResponseLog): Sample {
+function judgeScores(
+  task: Exclude<Task, GenerationTask>,
+  { doc, docId }: PreparedDoc,
+  jobs: DocJobs | undefined,
+  log: ResponseLog,
+): Sample {
   const scores = (jobs !== undefined && "scores" in jobs ? jobs.scores : []).map(({ key }) => log.get(key) as Score);
   if (task.kind === "multiple_choice") {
     const responses = scores.map(recordedScore);
@@ -206,7 +244,7 @@ function judgeScores(task: Exclude<Task, GenerationTask>, { doc, docId }: Prepar
 /** The choice with the largest log-likelihood (the first of equal ones), and with the largest for each character of it. */
 export function choiceMetrics(choices: readonly string[], scores: readonly Score[], target: number): { acc: number; acc_norm: number } {
   const totals = scores.map(({ logLikelihood }) => logLikelihood);
-  const perCharacter = totals.map((total, i) => total / [...(choices[i] ?? "")].length);
+  const perCharacter = totals.map((total, i) => total / Array.from(choices[i] ?? "").length);
   const best = (values: readonly number[]): number => values.indexOf(Math.max(...values));
   return { acc: best(totals) === target ? 1 : 0, acc_norm: best(perCharacter) === target ? 1 : 0 };
 }
@@ -228,7 +266,8 @@ async function runPrograms(
       if (!log.has(key)) {
         const passed = await runCode(program);
         // Several programs run at once: an interruption ends them all here.
-        if (options.signal?.aborted === true) throw new MoeError("usage", "evaluation: interrupted while programs ran; --resume goes on from there");
+        if (options.signal?.aborted === true)
+          throw new MoeError("usage", "evaluation: interrupted while programs ran; --resume goes on from there");
         log.add(key, task.name, docId, passed);
       }
       options.onProgress?.({ phase: "programs", done: ++done, total: completed.length });

@@ -42,7 +42,8 @@ async function listing(id: string, endpoint: string, revision: string): Promise<
       revision,
       hubUrl: endpoint,
       recursive: true,
-      fetch: (input, init = {}) => send(input instanceof Request ? input.url : String(input), { ...init, signal: AbortSignal.timeout(60_000) }),
+      fetch: (input, init = {}) =>
+        send(input instanceof Request ? input.url : String(input), { ...init, signal: AbortSignal.timeout(60_000) }),
     });
     for await (const entry of list) {
       if (files.length === maxEntries) throw fileError(id, `a data set of at most ${maxEntries} files`, "more");
@@ -62,7 +63,13 @@ async function listing(id: string, endpoint: string, revision: string): Promise<
   return files;
 }
 
-async function fetchFile(id: string, endpoint: string, revision: string, folder: string, { path, size, lfs, oid }: ListFileEntry): Promise<void> {
+async function fetchFile(
+  id: string,
+  endpoint: string,
+  revision: string,
+  folder: string,
+  { path, size, lfs, oid }: ListFileEntry,
+): Promise<void> {
   const target = join(folder, path);
   mkdirSync(dirname(target), { recursive: true });
   const names = path.split("/").map(encodeURIComponent).join("/");

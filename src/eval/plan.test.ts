@@ -7,7 +7,9 @@ function sequence(ids: readonly number[], item: string, ...positions: readonly n
 }
 
 test("neighbours that begin alike share their beginning, up to the first wanted position", () => {
-  const groups = planGroups([sequence([1, 2, 3, 4, 5], "a", 4), sequence([9, 9], "c", 1), sequence([1, 2, 3, 7], "b", 2, 3)], { merge: true });
+  const groups = planGroups([sequence([1, 2, 3, 4, 5], "a", 4), sequence([9, 9], "c", 1), sequence([1, 2, 3, 7], "b", 2, 3)], {
+    merge: true,
+  });
   expect(groups.map(({ prefixLength, members }) => [prefixLength, members.length])).toEqual([
     [2, 2],
     [0, 1],

@@ -58,7 +58,10 @@ export function planGroups<T>(sequences: readonly Sequence<T>[], { merge }: { me
   }
   close();
   const longest = (group: PrefixGroup<T>): number => Math.max(...group.members.map(({ ids }) => ids.length));
-  return groups.map((group) => ({ group, length: longest(group) })).toSorted((a, b) => b.length - a.length).map(({ group }) => group);
+  return groups
+    .map((group) => ({ group, length: longest(group) }))
+    .toSorted((a, b) => b.length - a.length)
+    .map(({ group }) => group);
 }
 
 /** Tokens that may be shared: not the last one, nor one whose distribution is wanted. */

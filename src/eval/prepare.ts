@@ -7,7 +7,16 @@ import type { Decoder } from "../model/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import type { CompletionRequest } from "./complete.ts";
-import { continuationOf, encodeText, ExampleSampler, PairEncoder, prefixToken, promptOf, rollingWindows, type EncodedPair } from "./prompt.ts";
+import {
+  continuationOf,
+  encodeText,
+  ExampleSampler,
+  PairEncoder,
+  prefixToken,
+  promptOf,
+  rollingWindows,
+  type EncodedPair,
+} from "./prompt.ts";
 import { hashModel } from "./responses.ts";
 import { hasData, loadDocs, type SourceOptions } from "./source.ts";
 import { isGroup, leaves, type Doc, type Task, type TaskGroup } from "./task.ts";
@@ -39,7 +48,10 @@ export interface PrepareOptions extends SourceOptions {
  * The chosen items without tasks whose data the folder does not have, and the names of those. A task that was asked for by its own
  * name stays, and will say what it misses.
  */
-export function withoutMissing(chosen: readonly (Task | TaskGroup)[], data: string | null): { chosen: readonly (Task | TaskGroup)[]; missing: readonly string[] } {
+export function withoutMissing(
+  chosen: readonly (Task | TaskGroup)[],
+  data: string | null,
+): { chosen: readonly (Task | TaskGroup)[]; missing: readonly string[] } {
   const missing: string[] = [];
   const prune = (item: Task | TaskGroup): readonly (Task | TaskGroup)[] => {
     if (!isGroup(item)) {
@@ -52,7 +64,8 @@ export function withoutMissing(chosen: readonly (Task | TaskGroup)[], data: stri
   };
   const kept = chosen.map((item) => (isGroup(item) ? prune(item) : [item]));
   for (const [i, item] of chosen.entries()) {
-    if (kept[i]?.length === 0) throw new MoeError("file", `${data}: expected data of ${item.name} (such as ${leaves(item)[0]?.name}), got none`);
+    if (kept[i]?.length === 0)
+      throw new MoeError("file", `${data}: expected data of ${item.name} (such as ${leaves(item)[0]?.name}), got none`);
   }
   return { chosen: kept.flat(), missing };
 }
@@ -63,7 +76,8 @@ export async function prepareTask(task: Task, options: PrepareOptions): Promise<
   const numFewshot = task.fixedFewshot ? task.numFewshot : (options.numFewshot ?? task.numFewshot);
   const { fewshotSplit } = task.dataset;
   // Where a task names no split for examples, they are taken from the documents themselves.
-  const pool = numFewshot === 0 ? [] : (task.fewshotDocs ?? (fewshotSplit === null ? docs : (await loadDocs(task, fewshotSplit, options)).docs));
+  const pool =
+    numFewshot === 0 ? [] : (task.fewshotDocs ?? (fewshotSplit === null ? docs : (await loadDocs(task, fewshotSplit, options)).docs));
   const sampler = new ExampleSampler(task, pool, numFewshot, options.fewshotSeed);
   const { limit } = options;
   const count = limit === null ? docs.length : limit < 1 ? Math.ceil(docs.length * limit) : Math.floor(limit);
@@ -97,7 +111,9 @@ export class JobMaker {
     this.#tokenizer = tokenizer;
     this.#encoder = new PairEncoder(tokenizer);
     this.#maxLength = maxLength;
-    this.fingerprint = createHash("sha256").update(`${hashModel(model)} ${maxLength} ${tokenizer.vocabSize}`).digest("hex");
+    this.fingerprint = createHash("sha256")
+      .update(`${hashModel(model)} ${maxLength} ${tokenizer.vocabSize}`)
+      .digest("hex");
   }
 
   jobsOf(task: Task, { doc, docId, prompt }: PreparedDoc): DocJobs {

@@ -49,7 +49,8 @@ export function continuationOf(choice: string): string {
 /** The token that stands before a text without context: bos, else eos. Throws `unsupported` where there is neither. */
 export function prefixToken(tokenizer: Tokenizer): number {
   const id = tokenizer.bosId ?? tokenizer.eosId;
-  if (id === undefined) throw new MoeError("unsupported", "evaluation: the tokenizer has neither a bos nor an eos token to begin a text with");
+  if (id === undefined)
+    throw new MoeError("unsupported", "evaluation: the tokenizer has neither a bos nor an eos token to begin a text with");
   return id;
 }
 

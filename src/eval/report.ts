@@ -60,14 +60,21 @@ export function scoresOfGroup(group: TaskGroup, results: Readonly<Record<string,
     return part === undefined ? [] : [part];
   });
   const size = (part: Scores): number => Number(part["sample_len"] ?? 0);
-  const scores: Record<string, unknown> = { alias: group.alias, name: group.name, sample_len: parts.reduce((n, part) => n + size(part), 0) };
+  const scores: Record<string, unknown> = {
+    alias: group.alias,
+    name: group.name,
+    sample_len: parts.reduce((n, part) => n + size(part), 0),
+  };
   for (const metric of group.metrics) {
     const keys = new Set(parts.flatMap((part) => Object.keys(part).filter((key) => key.startsWith(`${metric},`))));
     for (const key of keys) {
       const errorKey = key.replace(",", "_stderr,");
       const having = parts.filter((part) => typeof part[key] === "number");
       const sizes = having.map(size);
-      scores[key] = weightedMean(having.map((part) => Number(part[key])), sizes);
+      scores[key] = weightedMean(
+        having.map((part) => Number(part[key])),
+        sizes,
+      );
       const errors = having.map((part) => part[errorKey]).map((error) => (typeof error === "number" ? error : "N/A"));
       scores[errorKey] = pooledStandardError(errors, sizes);
     }
@@ -78,7 +85,10 @@ export function scoresOfGroup(group: TaskGroup, results: Readonly<Record<string,
 /** What a task is, in the format's words. Prompts are shown over `{{column}}` in place of a document's text. */
 function describe({ task, numFewshot }: TaskOutcome): Readonly<Record<string, unknown>> {
   const { dataset, metrics } = task;
-  const placeholders = new Proxy<Doc>({}, { get: (_, key) => (key === "choices" ? [0, 1, 2, 3].map((i) => `{{choices[${i}]}}`) : `{{${String(key)}}}`) });
+  const placeholders = new Proxy<Doc>(
+    {},
+    { get: (_, key) => (key === "choices" ? [0, 1, 2, 3].map((i) => `{{choices[${i}]}}`) : `{{${String(key)}}}`) },
+  );
   const split = dataset.split === "val" ? { validation_split: dataset.split } : { test_split: dataset.split };
   return {
     task: task.name,
@@ -165,7 +175,15 @@ export function tableRows(results: EvalResults): readonly (readonly string[])[] 
       if (filter === undefined || metric.endsWith("_stderr") || typeof value !== "number") continue;
       const error = scores[`${metric}_stderr,${filter}`];
       const shown = typeof error === "number" ? `± ${error.toFixed(4)}` : "";
-      rows.push([label, String(results.versions[name] ?? ""), filter, String(results["n-shot"][name] ?? ""), metric, value.toFixed(4), shown]);
+      rows.push([
+        label,
+        String(results.versions[name] ?? ""),
+        filter,
+        String(results["n-shot"][name] ?? ""),
+        metric,
+        value.toFixed(4),
+        shown,
+      ]);
       label = "";
     }
     for (const child of results.group_subtasks[name] ?? []) visit(child, depth + 1);

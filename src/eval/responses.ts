@@ -41,7 +41,8 @@ export class ResponseLog implements Disposable {
     const lines = bytes.subarray(0, length).toString("utf8").split("\n").slice(0, -1);
     for (const [index, line] of lines.entries()) {
       const { key, response } = parseLine(line) ?? {};
-      if (typeof key !== "string") throw fileError(`${path}:${index + 1}`, "a kept answer (remove the file, or run without --resume)", "something else");
+      if (typeof key !== "string")
+        throw fileError(`${path}:${index + 1}`, "a kept answer (remove the file, or run without --resume)", "something else");
       this.#known.set(key, response);
     }
     return length;

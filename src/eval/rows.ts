@@ -77,7 +77,9 @@ function readCsv(path: string, text: string, columns: readonly string[] | undefi
     const where = `${path}:${line}`;
     if (open) return { where, problem: "a closing quote, got the end of the file" };
     if (cells.length !== names.length) return { where, problem: `${names.length} cells (${names.join(", ")}), got ${cells.length}` };
-    const row = Object.fromEntries(names.map((name, i) => (name === "" && i === 0 ? ["Unnamed: 0", numbered(cells[i])] : [name, cells[i]])));
+    const row = Object.fromEntries(
+      names.map((name, i) => (name === "" && i === 0 ? ["Unnamed: 0", numbered(cells[i])] : [name, cells[i]])),
+    );
     return { where, row };
   });
 }

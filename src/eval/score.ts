@@ -52,13 +52,21 @@ export async function scorePairs(
   onScore: (request: number, score: Score) => void,
 ): Promise<void> {
   if (pairs.length === 0) return;
-  const groups = planGroups(pairs.map((pair, request) => sequenceOf(pair, request, maxLength, model.config.vocabSize)), { merge: true });
-  const capacity = Math.max(...groups.map(({ members }) => Math.max(...members.map(({ ids }) => ids.length))));
-  const maxSlots = Math.min(64, groups.reduce((n, { members }) => n + members.length, 0));
-  using slots = new PrefixSlots(model, { capacity, maxSlots, cacheBytes, batchTokens });
-  const tallies = pairs.map(
-    ({ continuationIds: { length } }): Tally => ({ logProbabilities: new Float64Array(length), missing: length, isGreedy: true }),
+  const groups = planGroups(
+    pairs.map((pair, request) => sequenceOf(pair, request, maxLength, model.config.vocabSize)),
+    { merge: true },
   );
+  const capacity = Math.max(...groups.map(({ members }) => Math.max(...members.map(({ ids }) => ids.length))));
+  const maxSlots = Math.min(
+    64,
+    groups.reduce((n, { members }) => n + members.length, 0),
+  );
+  using slots = new PrefixSlots(model, { capacity, maxSlots, cacheBytes, batchTokens });
+  const tallies = pairs.map(({ continuationIds: { length } }): Tally => ({
+    logProbabilities: new Float64Array(length),
+    missing: length,
+    isGreedy: true,
+  }));
   const answer = ({ request, index }: Question, logProbability: number, isGreedy: boolean): void => {
     const tally = tallies[request];
     if (tally === undefined) return;
@@ -76,7 +84,12 @@ export async function scorePairs(
   }
 }
 
-function sequenceOf({ contextIds, continuationIds }: EncodedPair, request: number, maxLength: number, vocabSize: number): Sequence<Question> {
+function sequenceOf(
+  { contextIds, continuationIds }: EncodedPair,
+  request: number,
+  maxLength: number,
+  vocabSize: number,
+): Sequence<Question> {
   const length = continuationIds.length;
   if (length > maxLength) {
     throw new MoeError("configuration", `evaluation: a continuation of ${length} tokens exceeds the ${maxLength} that the model sees`);
@@ -113,13 +126,18 @@ function* rounds(groups: readonly PrefixGroup<Question>[], numSlots: number, bat
   if (round.length > 0) yield round;
 }
 
-function runRound(slots: PrefixSlots, round: Placed, answer: (question: Question, logProbability: number, isGreedy: boolean) => void): void {
+function runRound(
+  slots: PrefixSlots,
+  round: Placed,
+  answer: (question: Question, logProbability: number, isGreedy: boolean) => void,
+): void {
   const free = new Set(Array.from({ length: slots.numSlots }, (_, slot) => slot));
   const questions = new Map<SlotEntry, ReadonlyMap<number, readonly Question[]>>();
   for (const { group, member } of round) {
     // A slot with this beginning if there is one, otherwise one that no member of this round begins with.
     const all = [...free];
-    const slot = all.find((index) => slots.holds(index, group)) ?? all.find((index) => !slots.holds(index, round[0]?.group ?? group)) ?? all[0] ?? 0;
+    const slot =
+      all.find((index) => slots.holds(index, group)) ?? all.find((index) => !slots.holds(index, round[0]?.group ?? group)) ?? all[0] ?? 0;
     free.delete(slot);
     slots.begin(slot, group);
     const at = Map.groupBy(member.wanted, ({ position }) => position - group.prefixLength);
@@ -147,7 +165,11 @@ function answerRows(
   const losses = engine.empty([R], "f32");
   const depth = asked.reduce((most, questions) => Math.max(most, questions.length), 0);
   for (let n = 0; n < depth; n++) {
-    const targets = engine.from(Int32Array.from(asked, (questions) => questions[n]?.token ?? -1), [R], "i32");
+    const targets = engine.from(
+      Int32Array.from(asked, (questions) => questions[n]?.token ?? -1),
+      [R],
+      "i32",
+    );
     kernels.crossEntropy(losses.ptr, 0, logits.ptr, targets.ptr, R, V, 1);
     for (const [r, loss] of losses.toFloat32Array().entries()) {
       const question = asked[r]?.[n];

@@ -117,5 +117,6 @@ export class PrefixSlots implements Disposable {
 
 /** Throws `aborted` work away: between passes, never within one. */
 export function checkSignal(signal: AbortSignal | undefined): void {
-  if (signal?.aborted === true) throw new MoeError("usage", "evaluation: interrupted; what was finished is kept (--resume goes on from there)");
+  if (signal?.aborted === true)
+    throw new MoeError("usage", "evaluation: interrupted; what was finished is kept (--resume goes on from there)");
 }

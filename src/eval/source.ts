@@ -31,7 +31,8 @@ export function splitStems({ names, subset, single }: DatasetSpec, split: string
   const stems: string[] = [];
   for (const s of splits) {
     if (subset !== null)
-      for (const f of folders) stems.push(`${f}${s}/${subset}`, `${f}${subset}/${s}`, `${f}${s}/${subset}_${s}`, `${f}${subset}_${s}`, `${f}${subset}-${s}`);
+      for (const f of folders)
+        stems.push(`${f}${s}/${subset}`, `${f}${subset}/${s}`, `${f}${s}/${subset}_${s}`, `${f}${subset}_${s}`, `${f}${subset}-${s}`);
     if (subset !== null) stems.push(...names.map((n) => `${n}-${subset}-${s}`));
     if (subset !== null && single !== true) continue;
     for (const f of folders) stems.push(`${f}${s}`);

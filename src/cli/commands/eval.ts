@@ -1,7 +1,7 @@
 /** `moe eval`: scores of a model on tasks. */
 import { basename, join, resolve } from "node:path";
 import type { Command } from "commander";
-import { evaluateTasks, outputFolder, tableRows, writeEvaluation, type EvalProgress } from "../../eval/index.ts";
+import { chooseTasks, evaluateTasks, outputFolder, tableRows, writeEvaluation, type EvalProgress } from "../../eval/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
 import { formatTable, Output, type Progress } from "../output.ts";
@@ -52,6 +52,8 @@ async function evaluate(path: string, flags: EvalFlags): Promise<void> {
   if (flags.seed >= 2 ** 32) throw new MoeError("usage", `eval: expected --seed below 4294967296, got ${flags.seed}`);
   if (outputPath === undefined && (flags.resume === true || flags.logSamples === true))
     throw new MoeError("usage", `eval: --${flags.resume === true ? "resume" : "log-samples"} needs --output-path <folder>`);
+  // A misspelt task is found before a large model is loaded.
+  chooseTasks(tasks);
   const output = new Output({ json: flags.json === true });
   using session = await openSession(path, modelDtype(flags.dtype));
   const modelName = basename(resolve(path));

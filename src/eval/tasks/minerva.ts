@@ -7,8 +7,7 @@ import type { Doc } from "../task.ts";
 
 export const minervaExamples: readonly Doc[] = [
   {
-    problem:
-      "Find the domain of the expression  $\\frac{\\sqrt{x-2}}{\\sqrt{5-x}}$.",
+    problem: "Find the domain of the expression  $\\frac{\\sqrt{x-2}}{\\sqrt{5-x}}$.",
     solution:
       "The expressions inside each square root must be non-negative. Therefore, $x-2 \\ge 0$, so $x\\ge2$, and $5 - x " +
       "\\ge 0$, so $x \\le 5$. Also, the denominator cannot be equal to zero, so $5-x>0$, which gives $x<5$. Therefore, " +
@@ -17,8 +16,7 @@ export const minervaExamples: readonly Doc[] = [
     few_shot: "1",
   },
   {
-    problem:
-      "If $\\det \\mathbf{A} = 2$ and $\\det \\mathbf{B} = 12,$ then find $\\det (\\mathbf{A} \\mathbf{B}).$",
+    problem: "If $\\det \\mathbf{A} = 2$ and $\\det \\mathbf{B} = 12,$ then find $\\det (\\mathbf{A} \\mathbf{B}).$",
     solution:
       "We have that $\\det (\\mathbf{A} \\mathbf{B}) = (\\det \\mathbf{A})(\\det \\mathbf{B}) = (2)(12) = \\boxed{24}.$\nFinal " +
       "Answer: The final answer is $24$. I hope it is correct.",
@@ -103,6 +101,6 @@ export const minervaRemovals: readonly string[] = [
   "\\;",
   ",\\!",
   "{,}",
-  "\"",
+  '"',
   "\\dots",
 ];

@@ -21,8 +21,8 @@ interface Subject {
   /** The word before the answer. */
   readonly answerWord: string;
   readonly questionKey: string;
-  choiceTexts(doc: Doc): readonly string[];
-  correct(doc: Doc): number;
+  readonly choiceTexts: (doc: Doc) => readonly string[];
+  readonly correct: (doc: Doc) => number;
   parse(row: Doc): Doc | string;
 }
 

@@ -15,7 +15,9 @@ export function allTasks(): ReadonlyMap<string, Task | TaskGroup> {
     byName.set(item.name, item);
     if (isGroup(item)) item.children.forEach(add);
   };
-  [mmluTasks(), cmmluTasks(), cevalTasks(), gsm8kTask(), minervaMathTasks(), math500Task(), hendrycksMathTasks(), humanEvalTask()].forEach(add);
+  [mmluTasks(), cmmluTasks(), cevalTasks(), gsm8kTask(), minervaMathTasks(), math500Task(), hendrycksMathTasks(), humanEvalTask()].forEach(
+    add,
+  );
   return byName;
 }
 

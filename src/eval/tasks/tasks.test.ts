@@ -1,7 +1,14 @@
 import { describe, expect, test } from "vitest";
 import { ExampleSampler, promptOf } from "../prompt.ts";
 import { isGroup, leaves, type Doc, type GenerationTask, type Task } from "../task.ts";
-import { boxedAnswer, hendrycksEquivalent, hendrycksNormalized, mathEquivalent, minervaFinalAnswer, minervaNormalized } from "./math-answer.ts";
+import {
+  boxedAnswer,
+  hendrycksEquivalent,
+  hendrycksNormalized,
+  mathEquivalent,
+  minervaFinalAnswer,
+  minervaNormalized,
+} from "./math-answer.ts";
 import { allTasks, chooseTasks } from "./registry.ts";
 
 function task(name: string): Task {
@@ -21,7 +28,11 @@ function generation(name: string): GenerationTask {
 }
 /** What each filter of a task makes of a completion, and the score of it. */
 function judged(of: GenerationTask, completion: string, doc: Doc): unknown[] {
-  return of.filters.map((filter) => [filter.name, filter.apply(completion, doc), of.score?.(filter.apply(completion, doc), doc)["exact_match"]]);
+  return of.filters.map((filter) => [
+    filter.name,
+    filter.apply(completion, doc),
+    of.score?.(filter.apply(completion, doc), doc)["exact_match"],
+  ]);
 }
 
 describe("multiple choice", () => {
@@ -42,10 +53,14 @@ describe("multiple choice", () => {
   test("CMMLU and C-Eval differ in their sentence and in the names of columns", () => {
     const cmmlu = task("cmmlu_agronomy");
     const row = { Question: "问", A: "一", B: "二", C: "三", D: "四", Answer: "D" };
-    expect(promptOf(cmmlu, parsed(cmmlu, row), [])).toBe("以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n问\nA. 一\nB. 二\nC. 三\nD. 四\n答案：");
+    expect(promptOf(cmmlu, parsed(cmmlu, row), [])).toBe(
+      "以下是关于农学的单项选择题，请直接给出正确答案的选项。\n\n问\nA. 一\nB. 二\nC. 三\nD. 四\n答案：",
+    );
     const ceval = task("ceval-valid_logic");
     const doc = parsed(ceval, { id: 0, question: "问", A: "一", B: "二", C: "三", D: "四", answer: "D", explanation: "" });
-    expect(promptOf(ceval, doc, [doc])).toContain("以下是中国关于逻辑学的单项选择题，请选出其中的正确答案。\n\n问\nA. 一\nB. 二\nC. 三\nD. 四\n答案： D\n\n问");
+    expect(promptOf(ceval, doc, [doc])).toContain(
+      "以下是中国关于逻辑学的单项选择题，请选出其中的正确答案。\n\n问\nA. 一\nB. 二\nC. 三\nD. 四\n答案： D\n\n问",
+    );
     expect([ceval.dataset.split, ceval.dataset.fewshotSplit, ceval.version]).toEqual(["val", "dev", 2]);
   });
   test.each([
@@ -166,7 +181,9 @@ test("a HumanEval program is the prompt, the completion, the tests and their cal
 
 describe("names of tasks", () => {
   test("groups hold every subject once", () => {
-    const sizes = ["mmlu", "mmlu_stem", "cmmlu", "ceval-valid", "minerva_math"].map((name) => leaves(chooseTasks([name])[0] ?? task("gsm8k")).length);
+    const sizes = ["mmlu", "mmlu_stem", "cmmlu", "ceval-valid", "minerva_math"].map(
+      (name) => leaves(chooseTasks([name])[0] ?? task("gsm8k")).length,
+    );
     expect(sizes).toEqual([57, 19, 67, 52, 7]);
   });
   test("an unknown one is refused with its neighbour, and the top names", () => {
