@@ -38,6 +38,8 @@ export interface CheckpointState {
   readonly dataFingerprint: string;
   /** Adaptive coefficients of the auxiliary losses for the next step, one a layer with experts; null where there are none. */
   readonly coefficients: readonly number[] | null;
+  /** Updates behind the optimizer's moments: more than `training.step` where an upcycling carried them over. */
+  readonly optimizerStep: number;
 }
 
 const manifestName = "manifest.json";
@@ -160,7 +162,13 @@ function remedy(folder: string): string {
 }
 
 function readState(path: string): CheckpointState {
-  const { precision, dataFingerprint, coefficients = null, ...training } = readJson(path) as Record<string, unknown>;
+  const {
+    precision,
+    dataFingerprint,
+    coefficients = null,
+    optimizerStep: updates,
+    ...training
+  } = readJson(path) as Record<string, unknown>;
   for (const key of ["step", "sequences", "tokens", "flops", "seconds"]) {
     if (typeof training[key] !== "number") throw fileError(path, `a number "${key}"`, JSON.stringify(training[key]) ?? "none");
   }
@@ -168,7 +176,16 @@ function readState(path: string): CheckpointState {
   if (typeof dataFingerprint !== "string") throw fileError(path, '"dataFingerprint"', JSON.stringify(dataFingerprint) ?? "none");
   if (coefficients !== null && !(Array.isArray(coefficients) && coefficients.every(Number.isFinite)))
     throw fileError(path, '"coefficients", a list of numbers or null', JSON.stringify(coefficients));
-  return { training: training as unknown as TrainingState, precision, dataFingerprint, coefficients: coefficients as number[] | null };
+  // Checkpoints of before say nothing: their optimizers began with the run.
+  const optimizerStep = updates ?? training["step"];
+  if (typeof optimizerStep !== "number") throw fileError(path, 'a number "optimizerStep"', JSON.stringify(updates));
+  return {
+    training: training as unknown as TrainingState,
+    precision,
+    dataFingerprint,
+    coefficients: coefficients as number[] | null,
+    optimizerStep,
+  };
 }
 
 /** Fills optimizer tensors from a checkpoint. Throws `file` when names or shapes differ. */
@@ -185,6 +202,22 @@ export function readOptimizerTensors(folder: string, tensors: ReadonlyMap<string
       tensor.engine.backend.write(tensor.ptr + at, chunk);
     }
   }
+}
+
+/**
+ * Fills optimizer tensors with the state that an upcycling carried over into the model folder `folder` (`optimizer.json`,
+ * `optimizer.safetensors`), and gives the number of updates behind it; null, and nothing is changed, where it carried none. Masters
+ * that the file does not have stay as they are made from the weights.
+ */
+export function readCarriedOptimizer(folder: string, tensors: ReadonlyMap<string, Tensor>): number | null {
+  const path = join(folder, "optimizer.json");
+  if (!existsSync(path)) return null;
+  const { step } = readJson(path) as { step?: unknown };
+  if (typeof step !== "number" || !Number.isSafeInteger(step) || step < 0)
+    throw fileError(path, 'a whole number "step"', JSON.stringify(step) ?? "none");
+  using file = openSafetensors(join(folder, optimizerName));
+  readOptimizerTensors(folder, new Map([...tensors].filter(([name]) => !name.endsWith(".master") || file.tensors.has(name))));
+  return step;
 }
 
 function readJson(path: string): unknown {

@@ -19,6 +19,7 @@ import { MoeError } from "../util/errors.ts";
 import { checkVocabulary } from "./batch.ts";
 import {
   pruneCheckpoints,
+  readCarriedOptimizer,
   readCheckpointState,
   readOptimizerTensors,
   saveCheckpoint,
@@ -112,13 +113,22 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   if (checkpoint !== null && state !== null) {
     const { tensors } = trainer.optimizer.state();
     readOptimizerTensors(checkpoint, tensors);
-    trainer.optimizer.loadState({ step: state.training.step, tensors });
+    trainer.optimizer.loadState({ step: state.optimizerStep, tensors });
     truncateMetrics(runFolder, state.training.step);
-  }
+  } else if (config.model.from !== undefined) takeCarriedOptimizer(config.model.from, trainer, onEvent);
   writeRunConfig(runFolder, config);
   return await new Run(options, trainer, data, checkpoint, (folder) => {
     copyTokenizer(tokenizerPath, folder, tokenizer);
   }).toTheEnd();
+}
+
+/** What `moe upcycle --optimizer carry` left beside the weights. */
+function takeCarriedOptimizer(from: string, { optimizer }: Trainer, onEvent: TrainOptions["onEvent"]): void {
+  const { tensors } = optimizer.state();
+  const step = readCarriedOptimizer(from, tensors);
+  if (step === null) return;
+  optimizer.loadState({ step, tensors });
+  onEvent?.({ type: "warning", message: `the optimizer begins with the state of ${step} updates that upcycling carried over (${from})` });
 }
 
 /** The loop around the trainer's steps. */
@@ -208,6 +218,7 @@ class Run {
       precision: config.precision,
       dataFingerprint: this.#data.fingerprint,
       coefficients: coefficients.state,
+      optimizerStep: optimizer.numSteps,
     };
     const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
     pruneCheckpoints(runFolder, config.checkpoint.keep);

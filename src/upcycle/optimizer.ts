@@ -20,6 +20,7 @@ export const optimizerFile = "optimizer.safetensors";
 
 /** What is known of the training that made a checkpoint. */
 export interface TrainedState {
+  /** Updates behind the optimizer's moments. */
   readonly step: number;
   readonly tokens: number;
 }
@@ -29,8 +30,8 @@ export function trainedState(path: string): TrainedState | null {
   const file = join(path, "state.json");
   if (!existsSync(file)) return null;
   try {
-    const { step, tokens } = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
-    return typeof step === "number" && typeof tokens === "number" ? { step, tokens } : null;
+    const { step, tokens, optimizerStep = step } = JSON.parse(readFileSync(file, "utf8")) as Record<string, unknown>;
+    return typeof optimizerStep === "number" && typeof tokens === "number" ? { step: optimizerStep, tokens } : null;
   } catch {
     return null;
   }

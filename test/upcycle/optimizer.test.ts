@@ -1,18 +1,21 @@
 /** The optimizer's state through upcycling: carried to every copy, and taken by the optimizer of the upcycled model. */
-import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { loadBackend } from "../../src/backend/load.ts";
 import { createSafetensors } from "../../src/checkpoint/safetensors-writer.ts";
 import { openSafetensors } from "../../src/checkpoint/safetensors.ts";
+import { parseRunConfig, type RunConfigInput } from "../../src/config/run.ts";
 import { loadModel, type ModelDType } from "../../src/model/index.ts";
 import { AdamW } from "../../src/optim/index.ts";
 import { Engine, type Tensor } from "../../src/tensor/index.ts";
+import { readCheckpointState, train, type TrainEvent } from "../../src/train/index.ts";
 import { upcycle, type UpcycleOptions } from "../../src/upcycle/index.ts";
 import { MoeError } from "../../src/util/errors.ts";
 import { writeFileAtomically } from "../../src/util/files.ts";
 import { Random } from "../../src/util/random.ts";
+import { tinyRun, trainedBytes } from "../train/harness.ts";
 import { smallConfig, writeDense } from "./fixtures.ts";
 
 const adamw = { beta1: 0.9, beta2: 0.95, eps: 1e-8, weightDecay: 0.1 };
@@ -109,6 +112,41 @@ describe("carried moments", () => {
     expect(optimizer.numSteps).toBe(7);
   });
 });
+
+test.each(["f32", "bf16"] as const)(
+  "a run goes on with them: its own checkpoints count the updates before, and resuming is bit for bit (%s)",
+  async (precision) => {
+    const runOf = (name: string): string => join(folder, `${name}-${precision}`);
+    const go = async (name: string, input: RunConfigInput, resume = false): Promise<{ checkpoint: string; warnings: string[] }> => {
+      const warnings: string[] = [];
+      const onEvent = (event: TrainEvent): void => void (event.type === "warning" && warnings.push(event.message));
+      const config = parseRunConfig({ ...input, precision });
+      const { folder: checkpoint } = await train({ engine, config, runFolder: runOf(name), resume, onEvent });
+      return { checkpoint, warnings };
+    };
+    const dense = await go("dense", tinyRun(join(folder, "text"), "dense", { numSteps: 3 }));
+    const moe = runOf("upcycled");
+    upcycle(dense.checkpoint, moe, { numExperts: 4, topK: 2, optimizer: "carry" }, (out) => {
+      cpSync(join(dense.checkpoint, "tokenizer.json"), join(out, "tokenizer.json"));
+    });
+    const { newTokenizer: _, ...input } = tinyRun(join(folder, "text"), "dense", {
+      model: { from: moe },
+      numSteps: 4,
+      checkpoint: { intervalSteps: 2 },
+    });
+    const whole = await go("whole", input);
+    expect(whole.warnings.join()).toMatch(/begins with the state of 3 updates/);
+    expect(readCheckpointState(whole.checkpoint).optimizerStep).toBe(7);
+    const expected = trainedBytes(whole.checkpoint);
+    rmSync(whole.checkpoint, { recursive: true });
+    const resumed = await go("whole", input, true);
+    expect(resumed.warnings.join()).not.toMatch(/carried/);
+    expect(trainedBytes(resumed.checkpoint)).toEqual(expected);
+    // The moments matter: without them the same run ends elsewhere.
+    for (const name of ["optimizer.json", "optimizer.safetensors"]) rmSync(join(moe, name));
+    expect(trainedBytes((await go("without", input)).checkpoint).weights).not.toEqual(expected.weights);
+  },
+);
 
 test("nothing is written when the state starts anew, and carrying what is not there is refused", () => {
   expect(existsSync(join(upcycled("f32", { optimizer: "reset" }), "optimizer.safetensors"))).toBe(false);
