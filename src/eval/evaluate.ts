@@ -24,7 +24,7 @@ import { hashText, ResponseLog } from "./responses.ts";
 import { hashesOf, recordedScore, sampleRecord, type Sample } from "./samples.ts";
 import { defaultProgramLimits, Sandbox } from "./sandbox/index.ts";
 import { scorePairs, type EngineOptions, type Score } from "./score.ts";
-import { leaves, type CodeRunner, type GenerationTask, type Task } from "./task.ts";
+import { leaves, type CodeRunner, type GenerationTask, type MetricValue, type Task } from "./task.ts";
 import { chooseTasks } from "./tasks/registry.ts";
 
 export interface EvaluateOptions {
@@ -230,14 +230,15 @@ function judgeScores(
   }
   const total = scores.reduce((sum, { logLikelihood }) => sum + logLikelihood, 0);
   const tokens = (jobs !== undefined && "scores" in jobs ? jobs.scores : []).reduce((n, { pair }) => n + pair.continuationIds.length, 0);
-  const text = String(task.target(doc));
+  const text = task.counted?.(doc) ?? String(task.target(doc));
   const bytes = Buffer.byteLength(text);
-  const values = {
+  const all: Readonly<Record<string, MetricValue>> = {
     word_perplexity: [total, countWords(text)],
     byte_perplexity: [total, bytes],
     bits_per_byte: [total, bytes],
     token_perplexity: [total, tokens],
-  } as const;
+  };
+  const values = Object.fromEntries(Object.entries(all).filter(([name]) => task.metrics.some((metric) => metric.name === name)));
   return { docId, filter: "none", values, responses: [String(total)], filtered: [String(total)] };
 }
 

@@ -95,6 +95,8 @@ export interface GenerationTask extends TaskBase {
 
 export interface RollingTask extends TaskBase {
   readonly kind: "loglikelihood_rolling";
+  /** The text whose words and bytes are counted, where it is not the one that is scored. */
+  counted?(doc: Doc): string;
 }
 
 export type Task = MultipleChoiceTask | GenerationTask | RollingTask;

@@ -1,9 +1,10 @@
 /** Every task by name, and perplexity on any file as `perplexity:<path>`. */
 import { didYouMean } from "../../util/nearest.ts";
 import { MoeError } from "../../util/errors.ts";
-import { isGroup, textOf, type RollingTask, type Task, type TaskGroup } from "../task.ts";
+import { isGroup, type Task, type TaskGroup } from "../task.ts";
 import { gsm8kTask, humanEvalTask } from "./generation.ts";
 import { hendrycksMathTasks, math500Task, minervaMathTasks } from "./math.ts";
+import { perplexityTask, wikitextTask } from "./perplexity.ts";
 import { cevalTasks, cmmluTasks, mmluTasks } from "./multiple-choice.ts";
 
 const perplexityPrefix = "perplexity:";
@@ -15,9 +16,17 @@ export function allTasks(): ReadonlyMap<string, Task | TaskGroup> {
     byName.set(item.name, item);
     if (isGroup(item)) item.children.forEach(add);
   };
-  [mmluTasks(), cmmluTasks(), cevalTasks(), gsm8kTask(), minervaMathTasks(), math500Task(), hendrycksMathTasks(), humanEvalTask()].forEach(
-    add,
-  );
+  [
+    mmluTasks(),
+    cmmluTasks(),
+    cevalTasks(),
+    gsm8kTask(),
+    minervaMathTasks(),
+    math500Task(),
+    hendrycksMathTasks(),
+    humanEvalTask(),
+    wikitextTask(),
+  ].forEach(add);
   return byName;
 }
 
@@ -26,7 +35,7 @@ export function chooseTasks(names: readonly string[]): readonly (Task | TaskGrou
   const known = allTasks();
   if (names.length === 0) throw new MoeError("usage", `evaluation: expected at least one task, got none; there are ${topNames(known)}`);
   return [...new Set(names)].map((name) => {
-    if (name.startsWith(perplexityPrefix)) return perplexityTask(name.slice(perplexityPrefix.length));
+    if (name.startsWith(perplexityPrefix)) return perplexityTask(name, name.slice(perplexityPrefix.length));
     const task = known.get(name);
     if (task !== undefined) return task;
     throw new MoeError("usage", `unknown task ${name}${didYouMean(name, known.keys())}; there are ${topNames(known)}`);
@@ -36,34 +45,4 @@ export function chooseTasks(names: readonly string[]): readonly (Task | TaskGrou
 function topNames(known: ReadonlyMap<string, Task | TaskGroup>): string {
   const inner = new Set([...known.values()].flatMap((item) => (isGroup(item) ? item.children : [])));
   return [...[...known.values()].filter((item) => !inner.has(item)).map(({ name }) => name), `${perplexityPrefix}<file>`].join(", ");
-}
-
-/**
- * How well a model predicts a file: every document of it (a text file is one; JSONL, CSV and Parquet have one a row, in column
- * `text`) is scored whole, in windows of the model's length. Throws `usage` without a path.
- */
-export function perplexityTask(path: string): RollingTask {
-  if (path === "") throw new MoeError("usage", `${perplexityPrefix}<file>: expected the path of a file, got nothing`);
-  const name = perplexityPrefix + path;
-  return {
-    kind: "loglikelihood_rolling",
-    name,
-    alias: name,
-    version: 1,
-    dataset: { path, subset: null, names: [], split: "test", fewshotSplit: null },
-    description: "",
-    numFewshot: 0,
-    fixedFewshot: true,
-    sampler: "default",
-    metrics: [
-      { name: "word_perplexity", aggregation: "weighted_perplexity", higherIsBetter: false },
-      { name: "byte_perplexity", aggregation: "weighted_perplexity", higherIsBetter: false },
-      { name: "bits_per_byte", aggregation: "bits_per_byte", higherIsBetter: false },
-      { name: "token_perplexity", aggregation: "weighted_perplexity", higherIsBetter: false },
-    ],
-    parse: (row) => (typeof row["text"] === "string" && row["text"] !== "" ? row : 'a text under "text" that is not empty'),
-    text: () => "",
-    answer: () => "",
-    target: (doc) => textOf(doc, "text"),
-  };
 }

@@ -179,6 +179,14 @@ test("a HumanEval program is the prompt, the completion, the tests and their cal
   expect(humaneval.program?.(filtered, doc)).toBe("def f():\n    return 1\ndef check(g):\n    assert g()\ncheck(f)");
 });
 
+test("WikiText is joined to plain text; words and bytes are those of the file", () => {
+  // Expected: lm-evaluation-harness 0.4.13, wikitext_detokenizer.
+  const page = " = = Title = = \n He ( the \" old \" one ) had 1 @,@ 000 dogs ' and 3 @.@ 5 cats ; so , N \n it 's [ x ] .";
+  const wikitext = task("wikitext");
+  expect(wikitext.target({ page })).toBe(" == Title ==\nHe (the \"old\" one) had 1,000 dogs'and 3.5 cats; so, N\nit's [x] .");
+  expect(wikitext.kind === "loglikelihood_rolling" && wikitext.counted?.({ page })).toBe(page);
+});
+
 describe("names of tasks", () => {
   test("groups hold every subject once", () => {
     const sizes = ["mmlu", "mmlu_stem", "cmmlu", "ceval-valid", "minerva_math"].map(
