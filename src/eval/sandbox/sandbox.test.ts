@@ -167,14 +167,19 @@ describe.skipIf(!existsSync(data))(`HumanEval of ${path.basename(data)} (MOE_SHA
   const program = ({ prompt, test, entry_point }: Problem, solution: string): string =>
     `${prompt}${solution}\n${test}\ncheck(${entry_point})`;
 
-  it("passes all 164 reference solutions", { timeout: 1_200_000 }, async () => {
-    using sandbox = new Sandbox(defaultProgramLimits);
-    const all = problems();
-    const results = await Promise.all(all.map((problem) => sandbox.run(program(problem, problem.canonical_solution))));
-    const failures = results.flatMap((result, i) => (result.passed ? [] : [`${all[i]?.task_id}: ${result.outcome} ${result.message}`]));
-    expect(failures).toEqual([]);
-    expect(results).toHaveLength(164);
-  });
+  const long = process.env["MOE_LONG"] === "1";
+  it(
+    long ? "passes all 164 reference solutions" : "passes every ninth reference solution (MOE_LONG=1: all 164)",
+    { timeout: 1_200_000 },
+    async () => {
+      using sandbox = new Sandbox(defaultProgramLimits);
+      const all = problems().filter((_, i) => long || i % 9 === 0);
+      const results = await Promise.all(all.map((problem) => sandbox.run(program(problem, problem.canonical_solution))));
+      const failures = results.flatMap((result, i) => (result.passed ? [] : [`${all[i]?.task_id}: ${result.outcome} ${result.message}`]));
+      expect(failures).toEqual([]);
+      expect(results).toHaveLength(long ? 164 : 19);
+    },
+  );
 
   it("fails solutions that return nothing, and one that returns the wrong thing", { timeout: longMs }, async () => {
     using sandbox = new Sandbox(defaultProgramLimits);
