@@ -2,6 +2,7 @@
  * An evaluation from beginning to end: prepare prompts, ask the model what is not known yet, judge the answers, report. Every
  * answer is kept as it comes (responses.ts), so a run that ends early goes on where it stopped.
  */
+import { freemem } from "node:os";
 import { join } from "node:path";
 import type { Decoder } from "../model/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
@@ -42,7 +43,7 @@ export interface EvaluateOptions {
   readonly fewshotSeed?: number;
   /** Tokens of one forward pass at most. Default 1024. Results do not depend on it. */
   readonly batchTokens?: number;
-  /** Bytes for the KV cache at most. Default 512 MiB. */
+  /** Bytes for the KV cache at most. Default: a quarter of the free memory, from 256 MiB to 4 GiB. Results do not depend on it. */
   readonly cacheBytes?: number;
   /** Tokens that the model sees at most. Default: its `maxPositions`. */
   readonly maxLength?: number;
@@ -98,7 +99,7 @@ export async function evaluateTasks(
   const { maxPositions } = model.config;
   const engine: EngineOptions = {
     batchTokens: positive("batchTokens", options.batchTokens ?? 1024),
-    cacheBytes: options.cacheBytes ?? 2 ** 29,
+    cacheBytes: options.cacheBytes ?? Math.min(2 ** 32, Math.max(2 ** 28, Math.floor(freemem() / 4))),
     maxLength: Math.min(positive("maxLength", options.maxLength ?? maxPositions), maxPositions),
     signal: options.signal,
   };
