@@ -3,7 +3,7 @@
  *
  * Legend: T queries, S keys, Hq query heads, Hkv key heads, D head dim; a group is the Hq / Hkv query heads of one key head.
  * Query t sees keys lo[t]..hi[t]-1. One task is one key head and a tile of queries with the same keyBase; its rows are
- * (query, head of the group), so the packed keys serve the whole group.
+ * (query, head of the group), so the packed keys serve the whole group; 48 rows at a time go through a block, near their scores and keys.
  *
  * A row's order, whatever tile it is in: blocks of 64 keys counted from keyBase; a score is one chain over d of (scale * q) * k; a block's sum of
  * exp is four vectors added pairwise and the lane tree; an output element is one chain over its visible keys ascending. Keys that a row does
@@ -12,7 +12,7 @@
 #include "moe_math.h"
 #include "tile.h"
 
-enum { BLOCK = 64, MAX_ROWS = 96, MAX_QUERIES = 48 };
+enum { BLOCK = 64, MAX_ROWS = 192, MAX_QUERIES = 96, PART_ROWS = 48 };
 
 typedef struct {
   moe_context *ctx;
@@ -136,8 +136,6 @@ VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, p
     if (start + 2 * BLOCK <= a->S) prefetch_rows(at(k, BLOCK * a->k_stride, dtype), a->k_stride, BLOCK, D, dtype);
   }
   pack_transposed(s->keys, k, a->k_stride, first, last, D, dtype);
-  tile_multiply(s->p + i0 * group * BLOCK + v0, BLOCK, s->q + i0 * group * padded, padded, 1, s->keys + v0, BLOCK, (i1 - i0) * group, (last - v0 + 15) / 16, D, 0);
-  softmax_block(a, s, i0 * group, i1 * group, start);
   const float *values = v;
   ptrdiff_t value_stride = a->v_stride;
   if (dtype == MOE_BF16 || padded != D) {
@@ -145,7 +143,12 @@ VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, p
     values = s->values;
     value_stride = padded;
   }
-  for (ptrdiff_t r = i0 * group; r < i1 * group; r += TILE_ROWS) add_values(a, s, values, value_stride, start, r, moe_min(TILE_ROWS, i1 * group - r));
+  for (ptrdiff_t r0 = i0 * group; r0 < i1 * group; r0 += PART_ROWS) {
+    const ptrdiff_t r1 = moe_min(i1 * group, r0 + PART_ROWS), from = moe_max(v0, s->lo[r0] - start) / 16 * 16, to = moe_min(last, s->hi[r1 - 1] - start);
+    tile_multiply(s->p + r0 * BLOCK + from, BLOCK, s->q + r0 * padded, padded, 1, s->keys + from, BLOCK, r1 - r0, (to - from + 15) / 16, D, 0);
+    softmax_block(a, s, r0, r1, start);
+    for (ptrdiff_t r = r0; r < r1; r += TILE_ROWS) add_values(a, s, values, value_stride, start, r, moe_min(TILE_ROWS, r1 - r));
+  }
 }
 
 VFN void finish_tile(const attention_args *a, const tile_memory *s, ptrdiff_t head, ptrdiff_t t0, ptrdiff_t queries, int dtype) {
