@@ -27,7 +27,7 @@ enum {
 #endif
   STRIP = 48,                       /* columns packed and written at a time; a multiple of every tile width */
   CHUNKS_A_THREAD = 8,              /* so that none waits long for the last; half as many where they divide evenly */
-  GEMV_CHUNKS = 64,                 /* at least, where there are columns enough */
+  GEMV_RUNS_A_THREAD = 4,           /* long ones: a thread that reads on finds its prefetched rows in its own cache */
   SHARED_PANEL_BYTES = 64 << 20,    /* beyond this, or where no more blocks would use them (they go through far memory), */
   OWN_PANEL_BLOCKS = 3,             /* chunks pack their own panels */
   SWAP_ROWS = 512,                  /* more may swap the sides of forward */
@@ -108,7 +108,7 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
     g->firstChunk = chunks;
     if (g->gemv) {
       const ptrdiff_t vectors = ceil_div(g->J, VL), bytes = VL * (plan->job.K + 1) * (ptrdiff_t)dtype_size(plan->job.wType);
-      ptrdiff_t each = ceil_div(vectors, GEMV_CHUNKS);
+      ptrdiff_t each = ceil_div(vectors, (ptrdiff_t)moe_num_threads(plan->ctx) * GEMV_RUNS_A_THREAD);
       if (each * bytes > GEMV_CHUNK_BYTES) each = GEMV_CHUNK_BYTES / bytes > 0 ? GEMV_CHUNK_BYTES / bytes : 1;
       g->sizeI = g->rows;
       g->sizeJ = each * VL;

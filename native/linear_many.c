@@ -2,8 +2,7 @@
  * Up to three linear layers of one input in one call: query, key and value, or gate and up.
  *
  * Each output has the bits of linear_forward. What is saved at few rows (decoding): one pack of x and one meeting of the threads instead
- * of three, and columns are dealt out in long runs, because a thread that reads on where it stopped finds its prefetched rows in its own
- * cache. At more rows this is three products one after another. Legend: M rows, K input features, N0..N2 output features.
+ * of three. At more rows this is three products one after another. Legend: M rows, K input features, N0..N2 output features.
  */
 /* Of the engine only gemv is used here; the rest belongs to linear.c. */
 #pragma GCC diagnostic ignored "-Wunused-function"
@@ -11,7 +10,7 @@
 
 void MOE_KERNEL(linear_forward)(moe_context *ctx, void *out, const void *x, const void *w, const float *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int xType, int wType, int outType);
 
-enum { MANY = 3, RUNS_A_THREAD = 4 };
+enum { MANY = 3 };
 
 typedef struct {
   gemm_plan plans[MANY];
@@ -57,7 +56,7 @@ static void many_few_rows(moe_context *ctx, const gemm_job *jobs, ptrdiff_t coun
     return;
   }
   const ptrdiff_t bytes = VL * (jobs[0].K + 1) * (ptrdiff_t)dtype_size(jobs[0].wType), most = GEMV_CHUNK_BYTES / bytes;
-  many.each = min_size(ceil_div(total, (ptrdiff_t)moe_num_threads(ctx) * RUNS_A_THREAD), most > 0 ? most : 1);
+  many.each = min_size(ceil_div(total, (ptrdiff_t)moe_num_threads(ctx) * GEMV_RUNS_A_THREAD), most > 0 ? most : 1);
   moe_parallel_for(ctx, ceil_div(total, many.each), many_task, &many);
 }
 

@@ -25,16 +25,10 @@ export function linear(x: Tensor, w: Tensor, bias: Tensor | null = null, { outDt
   const xCode = computeCode("linear", "x", x);
   const wCode = dtypeCodes[w.dtype];
   const out = engine.empty(outShape, outDtype);
-  const outCode = computeCode("linear", "outDtype", out);
+  kernels.linearForward(out.ptr, x.ptr, w.ptr, bias?.ptr ?? 0, M, N, K, xCode, wCode, computeCode("linear", "outDtype", out));
   const { tape } = engine;
-  if (tape === null) {
-    // The same bits, and faster at few rows.
-    kernels.linearForwardMany(out.ptr, 0, 0, x.ptr, w.ptr, 0, 0, bias?.ptr ?? 0, 0, 0, M, N, 0, 0, K, xCode, wCode, outCode);
-    return out;
-  }
-  kernels.linearForward(out.ptr, x.ptr, w.ptr, bias?.ptr ?? 0, M, N, K, xCode, wCode, outCode);
   const inputs = bias === null ? [x, w] : [x, w, bias];
-  tape.record(inputs, out, [w.requiresGrad ? x : null, x.requiresGrad ? w : null], (dOut, [savedX, savedW]) => {
+  tape?.record(inputs, out, [w.requiresGrad ? x : null, x.requiresGrad ? w : null], (dOut, [savedX, savedW]) => {
     const dCode = dtypeCodes[dOut.dtype];
     if (savedW !== null) {
       tape.writeGrad(x, {}, (ptr, accumulate, dtype) => {
