@@ -8,6 +8,8 @@
  * A row's order, whatever tile it is in: blocks of 64 keys counted from keyBase; a score is one chain over d of (scale * q) * k; a block's sum of
  * exp is four vectors added pairwise and the lane tree; an output element is one chain over its visible keys ascending. Keys that a row does
  * not see are never multiplied in, so what lies there (NaN, unwritten cache) does not matter; keys no row sees are not read.
+ *
+ * Paged: key_base and key_end are rows of a space whose block j of 64 rows is rows blocks[j] * 64 and on of k and v. Nothing else differs.
  */
 #include "moe_math.h"
 #include "tile.h"
@@ -19,7 +21,7 @@ typedef struct {
   void *out;
   float *lse;
   const void *q, *k, *v;
-  const int32_t *key_base, *key_end;
+  const int32_t *key_base, *key_end, *blocks; /* blocks: 0 for none */
   ptrdiff_t T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window;
   float scale;
   int dtype;
@@ -126,14 +128,17 @@ VFN void add_values(const attention_args *a, tile_memory *s, const float *values
   }
 }
 
+/* Where the block of keys that begins at row `start` lies. */
+static ptrdiff_t row_of_block(const attention_args *a, ptrdiff_t start) { return a->blocks ? (ptrdiff_t)a->blocks[start / BLOCK] * BLOCK : start; }
+
 /* Queries i0..i1-1 of the tile against the keys first..last-1 of the block that begins at key `start`. */
 VFN void attend_block(const attention_args *a, tile_memory *s, ptrdiff_t head, ptrdiff_t start, ptrdiff_t first, ptrdiff_t last, ptrdiff_t i0, ptrdiff_t i1, int dtype) {
-  const ptrdiff_t group = a->group, padded = a->padded, D = a->D, v0 = first / 16 * 16;
-  const void *k = at(a->k, start * a->k_stride + head * D, dtype), *v = at(a->v, start * a->v_stride + head * D, dtype);
+  const ptrdiff_t group = a->group, padded = a->padded, D = a->D, v0 = first / 16 * 16, row = row_of_block(a, start);
+  const void *k = at(a->k, row * a->k_stride + head * D, dtype), *v = at(a->v, row * a->v_stride + head * D, dtype);
   /* With few rows memory is the limit, and rows strides apart are beyond the processor's own foresight. */
   if ((i1 - i0) * group <= 16) {
     prefetch_rows(at(v, first * a->v_stride, dtype), a->v_stride, last - first, D, dtype);
-    if (start + 2 * BLOCK <= a->S) prefetch_rows(at(k, BLOCK * a->k_stride, dtype), a->k_stride, BLOCK, D, dtype);
+    if (start + 2 * BLOCK <= a->S) prefetch_rows(at(a->k, row_of_block(a, start + BLOCK) * a->k_stride + head * D, dtype), a->k_stride, BLOCK, D, dtype);
   }
   pack_transposed(s->keys, k, a->k_stride, first, last, D, dtype);
   const float *values = v;
@@ -198,16 +203,31 @@ static void attention_task(void *argument, ptrdiff_t chunk, int thread) {
   else attend_tile(a, &s, head, t0, queries, MOE_F32);
 }
 
+static void attention_run(attention_args *a) {
+  if (a->T <= 0 || a->Hq <= 0 || a->Hkv <= 0 || a->D <= 0) return;
+  a->group = a->Hq / a->Hkv;
+  a->padded = (a->D + 15) / 16 * 16;
+  a->tiles = moe_scratch(a->ctx, 0, (size_t)(a->T + 1) * sizeof(ptrdiff_t));
+  const ptrdiff_t most = queries_per_tile(a->group);
+  for (ptrdiff_t t = 0, begin = 0; t <= a->T; t++)
+    if (t == 0 || t == a->T || t - begin == most || a->key_base[t] != a->key_base[t - 1]) a->tiles[t == a->T ? a->num_tiles : a->num_tiles++] = begin = t;
+  moe_parallel_for(a->ctx, a->num_tiles * a->Hkv, attention_task, a);
+}
+
 /*
  * out[T,Hq,D] (dtype), lse[Hq,T] (f32, may be 0) from q[T,Hq,D], k and v[S,Hkv,D] (dtype, rows strides apart, elements),
  * keyBase and keyEnd i32[T]; window 0 for none. Hq is a multiple of Hkv. A query without keys: zeros, lse -inf.
  */
 void MOE_KERNEL(attention_forward)(moe_context *ctx, void *out, float *lse, const void *q, const void *k, const void *v, const int32_t *key_base, const int32_t *key_end, ptrdiff_t T, ptrdiff_t S, ptrdiff_t Hq, ptrdiff_t Hkv, ptrdiff_t D, ptrdiff_t q_stride, ptrdiff_t k_stride, ptrdiff_t v_stride, ptrdiff_t window, float scale, int dtype) {
-  if (T <= 0 || Hq <= 0 || Hkv <= 0 || D <= 0) return;
-  attention_args a = {ctx, out, lse, q, k, v, key_base, key_end, T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window, scale, dtype, Hq / Hkv, (D + 15) / 16 * 16, 0, 0};
-  a.tiles = moe_scratch(ctx, 0, (size_t)(T + 1) * sizeof(ptrdiff_t));
-  const ptrdiff_t most = queries_per_tile(a.group);
-  for (ptrdiff_t t = 0, begin = 0; t <= T; t++)
-    if (t == 0 || t == T || t - begin == most || key_base[t] != key_base[t - 1]) a.tiles[t == T ? a.num_tiles : a.num_tiles++] = begin = t;
-  moe_parallel_for(ctx, a.num_tiles * Hkv, attention_task, &a);
+  attention_args a = {ctx, out, lse, q, k, v, key_base, key_end, 0, T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window, scale, dtype, 0, 0, 0, 0};
+  attention_run(&a);
+}
+
+/*
+ * The same with k and v[P,Hkv,D] in blocks of 64 rows: blocks i32[S / 64] says which. keyBase are multiples of 64.
+ */
+void MOE_KERNEL(attention_paged_forward)(moe_context *ctx, void *out, const void *q, const void *k, const void *v, const int32_t *key_base, const int32_t *key_end, const int32_t *blocks, ptrdiff_t T, ptrdiff_t S, ptrdiff_t P, ptrdiff_t Hq, ptrdiff_t Hkv, ptrdiff_t D, ptrdiff_t q_stride, ptrdiff_t k_stride, ptrdiff_t v_stride, ptrdiff_t window, float scale, int dtype) {
+  (void)P;
+  attention_args a = {ctx, out, 0, q, k, v, key_base, key_end, blocks, T, S, Hq, Hkv, D, q_stride, k_stride, v_stride, window, scale, dtype, 0, 0, 0, 0};
+  attention_run(&a);
 }

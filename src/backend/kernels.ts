@@ -51,6 +51,7 @@ export const kernelSignatures = {
   embeddingBackward: "pppnnni",
   // ---- attention
   attentionForward: "pppppppnnnnnnnnnfi",
+  attentionPagedForward: "pppppppnnnnnnnnnnfi",
   attentionBackward: "pppppppppppnnnnnnnnnfii",
   // ---- loss
   crossEntropy: "ppppnnf",
@@ -239,6 +240,31 @@ export interface Kernels {
     keyEnd: Ptr,
     T: number,
     S: number,
+    Hq: number,
+    Hkv: number,
+    D: number,
+    qStride: number,
+    kStride: number,
+    vStride: number,
+    window: number,
+    scale: number,
+    dtype: DTypeCode,
+  ): void;
+  /**
+   * attentionForward over keys in pages, with its bits: keyBase (multiples of 64) and keyEnd are rows of a space of S rows, whose block j of
+   * 64 rows is rows blocks[j] * 64 and on of k and v [P,Hkv,D]. blocks i32[S / 64].
+   */
+  attentionPagedForward(
+    out: Ptr,
+    q: Ptr,
+    k: Ptr,
+    v: Ptr,
+    keyBase: Ptr,
+    keyEnd: Ptr,
+    blocks: Ptr,
+    T: number,
+    S: number,
+    P: number,
     Hq: number,
     Hkv: number,
     D: number,

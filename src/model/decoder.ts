@@ -9,17 +9,21 @@
  * Legend: T tokens, H hidden, V vocabulary, E experts, K choices, R chosen rows.
  */
 import { hasExperts, type ModelConfig } from "../config/model.ts";
-import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type Routing, type RoutingContext } from "../nn/index.ts";
+import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type LayerCache, type Routing, type RoutingContext } from "../nn/index.ts";
 import { embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
-import type { KvCache } from "./kv-cache.ts";
 import { initialParameters, parameterSpecs, type ModelDType } from "./parameters.ts";
 
+/** Keys and values of earlier tokens, layer by layer. */
+export interface DecoderCache {
+  layer(index: number): LayerCache;
+}
+
 export interface ForwardOptions {
-  /** The cache whose `extend` made the batch. No gradient flows through it. */
-  readonly cache?: KvCache;
+  /** The cache (`KvCache`, `PagedCache`) whose `extend` made the batch. No gradient flows through it. */
+  readonly cache?: DecoderCache;
   /** Balance groups, capacity, padding and noise for the routers. Training only; absent: dropless, all tokens, no noise. */
   readonly routing?: RoutingContext;
   /** Layers, from the first, whose activations are recomputed in the backward pass. */

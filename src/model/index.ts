@@ -1,8 +1,9 @@
 /** The decoder, its parameters, its caches, and models in and out of folders. */
 export { batchOfDocuments, type Batch } from "./batch.ts";
-export { Decoder, type ForwardOptions, type HiddenOutput, type LayerRouting, type LossOptions, type LossOutput } from "./decoder.ts";
+export { Decoder, type DecoderCache, type ForwardOptions, type HiddenOutput, type LayerRouting, type LossOptions, type LossOutput } from "./decoder.ts";
 export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
 export { KvCache, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
+export { blockTokens, PagedCache, type PagedCacheOptions, type PagedEntry, type PagedSequence } from "./paged-cache.ts";
 export { exportModel, type ExportOptions, type ExportReport, type GgufExportType } from "./export.ts";
 export { loadModel, loadParameters, type LoadOptions } from "./load.ts";
 export { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";

@@ -11,7 +11,14 @@ import type { RmsNorm } from "./norm.ts";
 
 /** Where keys and values of earlier tokens are: takes this call's rows and gives the buffers to attend over. */
 export interface LayerCache {
-  append(k_TC: Tensor, v_TC: Tensor): { readonly k_SC: Tensor; readonly v_SC: Tensor };
+  append(k_TC: Tensor, v_TC: Tensor): CachedKeys;
+}
+
+export interface CachedKeys {
+  readonly k_SC: Tensor;
+  readonly v_SC: Tensor;
+  /** i32 [B]: which pages of 64 rows the keys are in, where they are in pages (see `AttentionOptions`). */
+  readonly blocks?: Tensor | null;
 }
 
 export interface AttentionInput {
@@ -61,9 +68,9 @@ export class Attention {
     ropeInPlace(k_TC, ropeTable, positions, headDim);
     const options = { ...this.sizes, keyBase, keyEnd, scale: 1 / Math.sqrt(headDim) };
     if (cache === null) return output.forward(attention(q_TQ, k_TC, v_TC, options));
-    const { k_SC, v_SC } = cache.append(k_TC, v_TC);
+    const { k_SC, v_SC, blocks = null } = cache.append(k_TC, v_TC);
     // The cache may store another type than the model computes in: attention then runs in the cache's.
-    const seen_TQ = attention(castTo(q_TQ, k_SC.dtype), k_SC, v_SC, options);
+    const seen_TQ = attention(castTo(q_TQ, k_SC.dtype), k_SC, v_SC, { ...options, blocks });
     return output.forward(castTo(seen_TQ, x_TH.dtype));
   }
 }

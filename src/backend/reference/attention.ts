@@ -7,10 +7,13 @@
  * Legend: T queries, S keys, Hq query heads, Hkv key heads (query head h reads key head floor(h / (Hq / Hkv))), D head size.
  */
 import type { DTypeCode, Ptr } from "../kernels.ts";
-import { dtypeCodes } from "../kernels.ts";
+import { dtypeBytes, dtypeCodes } from "../kernels.ts";
 import { MoeError } from "../../util/errors.ts";
 import type { ReferenceMemory } from "./memory.ts";
 import { at } from "./memory.ts";
+
+/** Rows of a page. */
+const pageRows = 64;
 
 interface Shape {
   readonly T: number;
@@ -109,6 +112,52 @@ export function attentionForward(
   }
   memory.store(out, outs, dtype);
   if (lse !== 0) memory.storeF32(lse, lses);
+}
+
+/** Gathers the pages, then attends: the definition of the paged kernel. */
+export function attentionPagedForward(
+  memory: ReferenceMemory,
+  out: Ptr,
+  q: Ptr,
+  k: Ptr,
+  v: Ptr,
+  keyBase: Ptr,
+  keyEnd: Ptr,
+  blocks: Ptr,
+  T: number,
+  S: number,
+  P: number,
+  Hq: number,
+  Hkv: number,
+  D: number,
+  qStride: number,
+  kStride: number,
+  vStride: number,
+  window: number,
+  scale: number,
+  dtype: DTypeCode,
+): void {
+  const table = memory.loadI32(blocks, S / pageRows);
+  const base = memory.loadI32(keyBase, T).find((row) => row % pageRows !== 0);
+  if (base !== undefined) throw new MoeError("internal", `reference attention: expected keyBase in multiples of ${pageRows}, got ${base}`);
+  const width = Hkv * D;
+  const gathered = (from: Ptr, stride: number): Ptr => {
+    const rows = memory.load(from, extent(P, width, stride), dtype);
+    const dense = new Float64Array(S * width);
+    for (let s = 0; s < S; s++) {
+      const row = at(table, Math.floor(s / pageRows)) * pageRows + (s % pageRows);
+      if (row >= P) throw new MoeError("internal", `reference attention: block ${Math.floor(s / pageRows)} is beyond the ${P} rows of keys`);
+      dense.set(rows.subarray(row * stride, row * stride + width), s * width);
+    }
+    const to = memory.alloc(dense.length * dtypeBytes[dtype === dtypeCodes.f32 ? "f32" : "bf16"]);
+    memory.store(to, dense, dtype);
+    return to;
+  };
+  const keys = gathered(k, kStride);
+  const values = gathered(v, vStride);
+  attentionForward(memory, out, 0, q, keys, values, keyBase, keyEnd, T, S, Hq, Hkv, D, qStride, width, width, window, scale, dtype);
+  memory.free(keys);
+  memory.free(values);
 }
 
 export function attentionBackward(

@@ -11,7 +11,7 @@ import type { KernelName, Kernels } from "../kernels.ts";
 import { kernelSignatures } from "../kernels.ts";
 import { MoeError } from "../../util/errors.ts";
 import { swigluBackward, swigluForward } from "./activation.ts";
-import { attentionBackward, attentionForward } from "./attention.ts";
+import { attentionBackward, attentionForward, attentionPagedForward } from "./attention.ts";
 import { combineBackward, combineForward, dispatchPlan, permuteBackward } from "./dispatch.ts";
 import { accumulate, add, addBias, allFinite, cast, copyRows, fillF32, gatherRows, scale, sumSquares } from "./elementwise.ts";
 import { embeddingBackward, embeddingForward } from "./embedding.ts";
@@ -54,6 +54,7 @@ export const referenceKernels = {
   embeddingForward,
   embeddingBackward,
   attentionForward,
+  attentionPagedForward,
   attentionBackward,
   crossEntropy,
   routerForward,

@@ -22,6 +22,11 @@ export interface AttentionOptions {
   readonly window: number;
   /** Factor of the scores, usually 1 / sqrt(headDim). */
   readonly scale: number;
+  /**
+   * i32[B]: k and v are in pages of 64 rows. keyBase (multiples of 64) and keyEnd are then rows of a space of B * 64, whose page j is rows
+   * blocks[j] * 64 and on of k and v. Inference only: no gradient. Absent or null: rows are rows.
+   */
+  readonly blocks?: Tensor | null;
 }
 
 /**
@@ -29,7 +34,7 @@ export interface AttentionOptions {
  * filled: only keyEnd says what is read. A query that sees nothing gives zeros. Throws `shape`.
  */
 export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions): Tensor {
-  const { numHeads: Hq, numKvHeads: Hkv, headDim: D, keyBase, keyEnd, window, scale } = options;
+  const { numHeads: Hq, numKvHeads: Hkv, headDim: D, keyBase, keyEnd, window, scale, blocks = null } = options;
   if (Hkv < 1 || Hq % Hkv !== 0) throw shapeError("attention", "numHeads", `a multiple of numKvHeads ${Hkv}`, String(Hq));
   expectTensor("attention", "q", q, [null, Hq * D], computeDtypes);
   expectTensor("attention", "k", k, [null, Hkv * D], [q.dtype]);
@@ -42,6 +47,12 @@ export function attention(q: Tensor, k: Tensor, v: Tensor, options: AttentionOpt
   const code = dtypeCodes[q.dtype];
   const [qStride, kvStride] = [Hq * D, Hkv * D];
   const out = engine.empty(q.shape, q.dtype);
+  if (blocks !== null) {
+    expectTensor("attention", "blocks", blocks, [null], ["i32"]);
+    const sizes = [T, blocks.size * 64, S, Hq, Hkv, D, qStride, kvStride, kvStride, window] as const;
+    kernels.attentionPagedForward(out.ptr, q.ptr, k.ptr, v.ptr, keyBase.ptr, keyEnd.ptr, blocks.ptr, ...sizes, scale, code);
+    return out;
+  }
   const tape = q.requiresGrad || k.requiresGrad || v.requiresGrad ? engine.tape : null;
   const lse = tape === null ? null : engine.empty([Hq, T], "f32");
   kernels.attentionForward(

@@ -230,6 +230,56 @@ export function attentionForwardCase(shape: AttentionShape, dtype: FloatType, wi
   };
 }
 
+/** Keys of a shape in pages of 64 rows, every page before the one it follows; others hold NaN. */
+function pagedInputs({ keyBase, keyEnd, Hkv, D }: AttentionShape, { k, v, kvStride }: AttentionInputs) {
+  const numPages = new Map<number, number>();
+  for (const [t, base] of keyBase.entries())
+    numPages.set(base, Math.max(numPages.get(base) ?? 0, Math.ceil(((keyEnd[t] ?? 0) - base) / 64)));
+  const S = 64 * [...numPages.values()].reduce((a, b) => a + b, 0);
+  const P = S + 192;
+  const blocks = Array.from({ length: S / 64 }, (_, i) => P / 64 - 2 - i);
+  const paged = (): Float64Array => new Float64Array(P * kvStride).fill(Number.NaN);
+  const [keys, values] = [paged(), paged()];
+  const bases = new Map<number, number>();
+  let next = 0;
+  for (const [base, pages] of numPages) {
+    bases.set(base, 64 * next);
+    for (let i = 0; i < 64 * pages && (base + i) * kvStride < k.length; i++) {
+      const row = (blocks[next + Math.floor(i / 64)] ?? 0) * 64 + (i % 64);
+      const from = (base + i) * kvStride;
+      keys.set(k.subarray(from, from + Hkv * D), row * kvStride);
+      values.set(v.subarray(from, from + Hkv * D), row * kvStride);
+    }
+    next += pages;
+  }
+  const base = keyBase.map((b) => bases.get(b) ?? 0);
+  return { S, P, blocks, k: keys, v: values, keyBase: base, keyEnd: keyEnd.map((end, t) => (base[t] ?? 0) + end - (keyBase[t] ?? 0)) };
+}
+
+export function attentionPagedCase(shape: AttentionShape, dtype: FloatType): Case {
+  const { Hq, Hkv, D, window } = shape;
+  const inputs = attentionInputs(shape, dtype, shape.S * 1009 + D);
+  const { T, qStride, kvStride, scale } = inputs;
+  const paged = pagedInputs(shape, inputs);
+  const analysis = analyse(shape, inputs, new Float64Array(T * Hq * D));
+  const q = input(dtype, inputs.q);
+  return {
+    kernel: "attentionPagedForward",
+    title: title(shape, T, dtype),
+    args: [
+      output(dtype, T * Hq * D, within(analysis.outError)),
+      q,
+      input(dtype, paged.k),
+      input(dtype, paged.v),
+      input("i32", paged.keyBase),
+      input("i32", paged.keyEnd),
+      input("i32", paged.blocks),
+      ...[T, paged.S, paged.P, Hq, Hkv, D, qStride, kvStride, kvStride, window, scale],
+      { dtypeOf: q },
+    ],
+  };
+}
+
 export function attentionBackwardCase(shape: AttentionShape, dtype: FloatType, accumulate: number): Case {
   const { Hq, Hkv, D, S, window } = shape;
   const inputs = attentionInputs(shape, dtype, S * 1013 + D);
@@ -282,6 +332,7 @@ export function attentionCases(): Case[] {
     (["f32", "bf16"] as const).flatMap((dtype) => [
       attentionForwardCase(shape, dtype, true),
       attentionForwardCase(shape, dtype, false),
+      attentionPagedCase(shape, dtype),
       attentionBackwardCase(shape, dtype, 0),
       attentionBackwardCase(shape, dtype, 1),
     ]),
