@@ -7,7 +7,8 @@ import type { Tensor } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { Random } from "../util/random.ts";
-import { checkLargestLogit, checkSamplingOptions, greedy, sampleToken, type SamplingOptions } from "./sampler.ts";
+import { StoppedText } from "./stopped-text.ts";
+import { adjustsLogits, checkLargestLogit, checkSamplingOptions, sampleToken, samplingOptions, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly maxTokens: number;
@@ -40,7 +41,7 @@ const prefillChunk = 512;
  * vocabulary, `usage` for an empty prompt or sampling options out of range.
  */
 export function* generateIds(model: Decoder, promptIds: ArrayLike<number>, options: GenerateOptions): Generator<number> {
-  const sampling: SamplingOptions = { ...greedy, ...definedSampling(options) };
+  const sampling = samplingOptions(options);
   checkSamplingOptions(sampling);
   if (promptIds.length === 0) throw new MoeError("usage", "generate: expected a prompt of at least one token, got none");
   const { maxTokens, seed = 0, cacheDtype = model.dtype, signal } = options;
@@ -52,20 +53,11 @@ export function* generateIds(model: Decoder, promptIds: ArrayLike<number>, optio
   for (; at + prefillChunk < seen.length; at += prefillChunk) fillCache(model, cache, seen.slice(at, at + prefillChunk));
   let ids = seen.slice(at);
   for (let n = 0; n < maxTokens && signal?.aborted !== true; n++) {
-    const id = nextToken(model, cache, ids, (logits_V) => chooseToken(logits_V, sampling, random, seen));
+    const id = nextToken(model, cache, ids, (logits_V) => chooseToken(logits_V, sampling, random, seen, promptIds.length));
     seen.push(id);
     yield id;
     ids = [id];
   }
-}
-
-function definedSampling({ temperature, topP, topK, repetitionPenalty }: GenerateOptions): Partial<SamplingOptions> {
-  return {
-    ...(temperature === undefined ? {} : { temperature }),
-    ...(topP === undefined ? {} : { topP }),
-    ...(topK === undefined ? {} : { topK }),
-    ...(repetitionPenalty === undefined ? {} : { repetitionPenalty }),
-  };
 }
 
 function fillCache(model: Decoder, cache: KvCache, ids: readonly number[]): void {
@@ -83,8 +75,9 @@ function nextToken(model: Decoder, cache: KvCache, ids: readonly number[], choos
 }
 
 /** `sampleToken` of a row of logits in the backend; greedy choice is made there, so that the row need not come over. */
-function chooseToken(logits_V: Tensor, sampling: SamplingOptions, random: Random, seen: readonly number[]): number {
-  if (sampling.temperature !== 0 || sampling.repetitionPenalty !== 1) return sampleToken(logits_V.toFloat32Array(), sampling, random, seen);
+function chooseToken(logits_V: Tensor, sampling: SamplingOptions, random: Random, seen: readonly number[], promptTokens: number): number {
+  if (sampling.temperature !== 0 || adjustsLogits(sampling))
+    return sampleToken(logits_V.toFloat32Array(), sampling, random, seen.slice(0, promptTokens), seen.slice(promptTokens));
   const { engine } = logits_V;
   const index = engine.empty([1], "i32");
   engine.backend.kernels.argmaxRows(index.ptr, logits_V.ptr, 1, logits_V.size);
@@ -144,50 +137,4 @@ export function generateText(
     prefillSeconds: (firstToken - started) / 1000,
     decodeSeconds: (performance.now() - firstToken) / 1000,
   };
-}
-
-/** Collects text up to the first stop string and passes on what can no longer be part of one. */
-class StoppedText {
-  readonly #stop: readonly string[];
-  readonly #onText: ((text: string) => void) | undefined;
-  #sent = 0;
-  text = "";
-  stopped = false;
-
-  constructor(stop: readonly string[], onText: ((text: string) => void) | undefined) {
-    this.#stop = stop.filter((s) => s !== "");
-    this.#onText = onText;
-  }
-  /** Adds text; true when a stop string is complete. */
-  push(piece: string): boolean {
-    this.text += piece;
-    // What was sent cannot begin a stop string.
-    const found = this.#stop.map((s) => this.text.indexOf(s, this.#sent)).filter((at) => at >= 0);
-    if (found.length > 0) {
-      this.text = this.text.slice(0, Math.min(...found));
-      this.stopped = true;
-      return true;
-    }
-    this.#send(this.text.length - this.#undecided());
-    return false;
-  }
-  /** Length of the longest end of the text that begins a stop string. */
-  #undecided(): number {
-    const limit = this.text.length - this.#sent;
-    let longest = 0;
-    for (const stop of this.#stop) {
-      for (let length = Math.min(stop.length - 1, limit); length > longest; length--) {
-        if (this.text.endsWith(stop.slice(0, length))) longest = length;
-      }
-    }
-    return longest;
-  }
-  end(): void {
-    this.#send(this.text.length);
-  }
-  #send(until: number): void {
-    if (until <= this.#sent) return;
-    this.#onText?.(this.text.slice(this.#sent, until));
-    this.#sent = until;
-  }
 }

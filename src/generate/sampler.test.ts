@@ -37,6 +37,50 @@ describe("sampler", () => {
   test("penalizes tokens seen before", () => {
     expect(sampleToken(logits, { ...greedy, repetitionPenalty: 10 }, new Random(1), [1])).toBe(3);
   });
+  test("keeps what is at least min-p times as probable as the best", () => {
+    // The logits are 3 (best), 2, 1, 0: e^-1 = 0.368 and e^-2 = 0.135 of its probability.
+    const [a, , c, d] = frequencies({ ...greedy, temperature: 1, minP: 0.2 });
+    expect([a, c]).toEqual([0, 0]);
+    expect(d).toBeGreaterThan(0.1);
+  });
+  test("takes frequency and presence penalties from what was generated, not from the prompt, and adds the bias", () => {
+    expect(sampleToken(logits, { ...greedy, frequencyPenalty: 0.6 }, new Random(1), [1, 1, 1], [1])).toBe(1);
+    expect(sampleToken(logits, { ...greedy, frequencyPenalty: 0.6 }, new Random(1), [], [1, 1])).toBe(3);
+    expect(sampleToken(logits, { ...greedy, presencePenalty: 0.9 }, new Random(1), [], [1, 1, 1])).toBe(1);
+    expect(sampleToken(logits, { ...greedy, presencePenalty: 1.1 }, new Random(1), [], [1])).toBe(3);
+    expect(sampleToken(logits, { ...greedy, logitBias: new Map([[0, 10]]) }, new Random(1))).toBe(0);
+    expect([...logits]).toEqual([0, 3, 1, 2]);
+  });
+  test("draws as if all ids were sorted", () => {
+    // The definition, without the shortcut: everything sorted, then filters, then the draw.
+    const plain = (row: Float32Array, { temperature, topK, topP, minP }: typeof greedy, random: Random): number => {
+      const top = Math.max(...row);
+      const ids = [...row.keys()].filter((id) => Number.isFinite(row[id])).sort((a, b) => (row[b] ?? 0) - (row[a] ?? 0) || a - b);
+      let kept = ids.map((id) => ({ id, p: Math.exp(((row[id] ?? 0) - top) / temperature) })).filter(({ p }) => p >= minP);
+      if (topK > 0) kept = kept.slice(0, topK);
+      const total = kept.reduce((sum, { p }) => sum + p, 0);
+      let sum = 0;
+      if (topP < 1) kept = kept.filter(({ p }) => (sum += p) - p < topP * total);
+      let at = random.uniform() * kept.reduce((s, { p }) => s + p, 0);
+      return kept.find(({ p }) => (at -= p) < 0)?.id ?? -1;
+    };
+    const random = new Random(5);
+    const options = fc.record({
+      temperature: fc.constantFrom(0.01, 0.3, 1, 5),
+      topK: fc.constantFrom(0, 1, 3, 200),
+      topP: fc.constantFrom(0.1, 0.9, 1),
+      minP: fc.constantFrom(0, 0.05, 0.5),
+    });
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: -400, max: 400 }), { minLength: 1, maxLength: 60 }), options, (row, choice) => {
+        const values = Float32Array.from(row, (x) => x / 8);
+        const state = random.state;
+        const expected = plain(values, { ...greedy, ...choice }, new Random(state));
+        expect(sampleToken(values, { ...greedy, ...choice }, new Random(state))).toBe(expected);
+        random.uniform();
+      }),
+    );
+  });
   test("gives the same tokens for the same seed and never one outside the vocabulary", () => {
     fc.assert(
       fc.property(
@@ -85,5 +129,9 @@ describe("sampler", () => {
     expect(() => checkSamplingOptions({ ...greedy, topP: 0 })).toThrow(/top-p: expected a number above 0/);
     expect(() => checkSamplingOptions({ ...greedy, temperature: Number.NaN })).toThrow(/temperature/);
     expect(() => checkSamplingOptions({ ...greedy, topK: 1.5 })).toThrow(/top-k/);
+    expect(() => checkSamplingOptions({ ...greedy, minP: 1.5 })).toThrow(/min-p: expected a number from 0 to 1, got 1.5/);
+    expect(() => checkSamplingOptions({ ...greedy, presencePenalty: Number.NaN })).toThrow(/presence penalty/);
+    expect(() => checkSamplingOptions({ ...greedy, frequencyPenalty: Number.POSITIVE_INFINITY })).toThrow(/frequency penalty/);
+    expect(() => checkSamplingOptions({ ...greedy, logitBias: new Map([[5, Number.NaN]]) })).toThrow(/logit bias of token 5/);
   });
 });
