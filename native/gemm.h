@@ -13,7 +13,7 @@
 #ifndef MOE_GEMM_H
 #define MOE_GEMM_H
 #include "gemm_pack.h"
-#include "gemv.h"
+#include "gemv_fp8.h"
 
 enum { GEMM_FORWARD, GEMM_INPUT, GEMM_WEIGHT };
 enum {
@@ -40,6 +40,8 @@ typedef struct {
   const void *x, *y; /* x: the activations of forward; y: dy */
   const void *w;
   const float *bias;
+  const float *scales; /* of FP8 weights (forward only), else 0; by expert */
+  int scaling;
   const int32_t *offsets; /* groups + 1 rows, or 0 for one group of `rows` */
   ptrdiff_t groups, rows, N, K;
   int kind, xType, wType, yType, outType, accumulate;
@@ -70,6 +72,19 @@ MOE_INLINE ptrdiff_t min_size(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; 
 
 /* Reduced elements as the inner loop counts them. */
 MOE_INLINE ptrdiff_t words_of(ptrdiff_t depth, int pairs) { return pairs ? (depth + 1) / 2 : depth; }
+
+/* Scales of one matrix. */
+MOE_INLINE ptrdiff_t scales_of(const gemm_job *job) {
+  if (job->scaling == MOE_SCALE_TENSOR) return 1;
+  return job->scaling == MOE_SCALE_CHANNEL ? job->N : ceil_div(job->N, FP8_BLOCK) * ceil_div(job->K, FP8_BLOCK);
+}
+
+/* n finished sums of outputs from `column` on, times their scales (those of blocks are in the weights already). */
+MOE_INLINE vf scaled_sum(const gemm_job *job, ptrdiff_t expert, ptrdiff_t column, vf sum, int n) {
+  if (!job->scales || job->scaling == MOE_SCALE_BLOCK128) return sum;
+  if (job->scaling == MOE_SCALE_TENSOR) return v_mul(sum, v_set1(job->scales[expert]));
+  return v_mul(sum, v_load_n(job->scales + expert * job->N + column, n));
+}
 
 /* Cuts n into equal blocks of at most `largest`, multiples of `unit`. */
 static ptrdiff_t block_size(ptrdiff_t n, ptrdiff_t largest, ptrdiff_t unit) { return round_up(ceil_div(n, ceil_div(n, largest)), unit); }

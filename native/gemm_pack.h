@@ -7,6 +7,7 @@
  */
 #ifndef MOE_GEMM_PACK_H
 #define MOE_GEMM_PACK_H
+#include "fp8.h"
 #include "gemm_micro.h"
 
 /* dst[r][ld] = src[r][c] for rows x cols. */
@@ -115,16 +116,67 @@ typedef struct {
   const void *data;
   ptrdiff_t ld;
   int dtype, along, pairs;
+  const float *scales; /* of 128 x 128 blocks of an FP8 matrix (src[line][depth]), or 0 */
+  ptrdiff_t scalesLd;
 } gemm_operand;
+
+enum { FP8_BLOCK = 128 };
 
 MOE_INLINE const void *operand_at(const gemm_operand *o, ptrdiff_t line, ptrdiff_t from) {
   const ptrdiff_t index = o->along ? line * o->ld + from : from * o->ld + line;
   return (const char *)o->data + index * (ptrdiff_t)dtype_size(o->dtype);
 }
 
+/* dst[lines][ld] of FP8: widened, and scaled where blocks have scales. `from` is a multiple of VL, so a vector lies in one block. */
+static void pack_fp8_copy(float *dst, ptrdiff_t dstLd, const gemm_operand *o, ptrdiff_t line, ptrdiff_t lines, ptrdiff_t from, ptrdiff_t depth) {
+  for (ptrdiff_t r = 0; r < lines; r++) {
+    const uint8_t *p = operand_at(o, line + r, from);
+    const float *scales = o->scales ? o->scales + (line + r) / FP8_BLOCK * o->scalesLd : 0;
+    for (ptrdiff_t c = 0; c < depth; c += VL) {
+      const vf v = c + VL <= depth ? v_load_codes(p + c) : v_load_codes_n(p + c, (int)(depth - c));
+      v_store(dst + r * dstLd + c, scales ? v_mul(v, v_set1(scales[(from + c) / FP8_BLOCK])) : v);
+    }
+  }
+}
+
+/* VL lines of `bytes` (at most 4 VL) codes as transposed words: t[i] holds codes 4 i to 4 i + 3 of each. */
+static void fp8_transposed(vf *t, const uint8_t *p, ptrdiff_t stride, ptrdiff_t lines, ptrdiff_t bytes) {
+  if (lines >= VL && bytes == 4 * VL) {
+    MOE_UNROLL(16)
+    for (int i = 0; i < VL; i++) t[i] = v_load((const float *)(const void *)(p + i * stride));
+  } else {
+    float block[VL][VL];
+    __builtin_memset(block, 0, sizeof block);
+    for (int i = 0; i < VL && i < lines; i++) __builtin_memcpy(block[i], p + i * stride, (size_t)bytes);
+    for (int i = 0; i < VL; i++) t[i] = v_load(block[i]);
+  }
+  v_transpose(t);
+}
+
+/* dst[depth][ld] of FP8: lines across a vector; `line` is a multiple of VL. */
+static void pack_fp8_transposed(float *dst, ptrdiff_t dstLd, const gemm_operand *o, ptrdiff_t line, ptrdiff_t lines, ptrdiff_t from, ptrdiff_t depth) {
+  for (ptrdiff_t r = 0; r < lines; r += VL) {
+    const float *scales = o->scales ? o->scales + (line + r) / FP8_BLOCK * o->scalesLd : 0;
+    for (ptrdiff_t c = 0; c < depth; c += 4 * VL) {
+      const ptrdiff_t bytes = depth - c < 4 * VL ? depth - c : 4 * VL;
+      vf t[VL], value[4];
+      fp8_transposed(t, operand_at(o, line + r, from + c), o->ld, lines - r, bytes);
+      for (ptrdiff_t k = 0; k < bytes; k += 4) {
+        v_code_words(t[k / 4], value);
+        const vf scale = scales ? v_set1(scales[(from + c + k) / FP8_BLOCK]) : v_zero();
+        for (ptrdiff_t q = 0; q < 4 && k + q < bytes; q++) v_store(dst + (c + k + q) * dstLd + r, scales ? v_mul(value[q], scale) : value[q]);
+      }
+    }
+  }
+}
+
 /* dst[depth][width]: lines across a vector, for the panel side; width is a multiple of VL that holds `lines`. */
 static void pack_panel(float *dst, ptrdiff_t width, const gemm_operand *o, ptrdiff_t line, ptrdiff_t lines, ptrdiff_t from, ptrdiff_t depth) {
   const void *src = operand_at(o, line, from);
+  if (o->dtype == MOE_FP8) {
+    pack_fp8_transposed(dst, width, o, line, lines, from, depth);
+    return;
+  }
 #if MOE_PAIRS
   if (o->pairs) {
     if (o->along) pack_pairs_transposed(dst, width, src, o->ld, lines, depth);
@@ -139,6 +191,10 @@ static void pack_panel(float *dst, ptrdiff_t width, const gemm_operand *o, ptrdi
 /* dst[line][dstLd]: the broadcast side; dstLd is a multiple of VL that holds the depth. */
 static void pack_lines(float *dst, ptrdiff_t dstLd, const gemm_operand *o, ptrdiff_t line, ptrdiff_t lines, ptrdiff_t from, ptrdiff_t depth) {
   const void *src = operand_at(o, line, from);
+  if (o->dtype == MOE_FP8) {
+    pack_fp8_copy(dst, dstLd, o, line, lines, from, depth);
+    return;
+  }
 #if MOE_PAIRS
   if (o->pairs) {
     if (o->along) pack_pairs_copy(dst, dstLd, src, o->ld, lines, depth);

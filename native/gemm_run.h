@@ -7,9 +7,10 @@
 
 static void group_operands(const gemm_plan *plan, const gemm_group *g, gemm_operand *i, gemm_operand *j) {
   const gemm_job *job = &plan->job;
-  const gemm_operand w = {(const char *)job->w + g->expert * job->N * job->K * (ptrdiff_t)dtype_size(job->wType), job->K, job->wType, job->kind == GEMM_FORWARD, plan->pairs};
-  const gemm_operand x = {(const char *)job->x + g->row * job->K * (ptrdiff_t)dtype_size(job->xType), job->K, job->xType, job->kind == GEMM_FORWARD, plan->pairs};
-  const gemm_operand y = {(const char *)job->y + g->row * job->N * (ptrdiff_t)dtype_size(job->yType), job->N, job->yType, job->kind == GEMM_INPUT, plan->pairs};
+  const float *blocks = job->scales && job->scaling == MOE_SCALE_BLOCK128 ? job->scales + g->expert * scales_of(job) : 0;
+  const gemm_operand w = {(const char *)job->w + g->expert * job->N * job->K * (ptrdiff_t)dtype_size(job->wType), job->K, job->wType, job->kind == GEMM_FORWARD, plan->pairs, blocks, ceil_div(job->K, FP8_BLOCK)};
+  const gemm_operand x = {(const char *)job->x + g->row * job->K * (ptrdiff_t)dtype_size(job->xType), job->K, job->xType, job->kind == GEMM_FORWARD, plan->pairs, 0, 0};
+  const gemm_operand y = {(const char *)job->y + g->row * job->N * (ptrdiff_t)dtype_size(job->yType), job->N, job->yType, job->kind == GEMM_INPUT, plan->pairs, 0, 0};
   *i = job->kind == GEMM_INPUT || g->swapped ? w : x;
   *j = g->swapped ? x : job->kind == GEMM_FORWARD ? w : y;
 }
@@ -39,7 +40,7 @@ static void store_some(const gemm_job *job, ptrdiff_t index, vf sum, int n) {
 }
 
 /* out[line + i][column + j] from acc[j][width]: forward. `base` is the index of out[line][column]; `bias` starts at `column`. */
-static void write_transposed(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
+static void write_transposed(const gemm_job *job, ptrdiff_t expert, ptrdiff_t column, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
   for (ptrdiff_t i = 0; i < lines; i += VL) {
     const ptrdiff_t height = min_size(lines - i, VL);
     for (ptrdiff_t j = 0; j < columns; j += VL) {
@@ -49,38 +50,63 @@ static void write_transposed(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, 
       MOE_UNROLL(16)
       for (int q = 0; q < VL; q++) t[q] = v_load(acc + (j + q) * width + i);
       v_transpose(t);
-      for (ptrdiff_t q = 0; q < height; q++) store_some(job, base + (i + q) * ld + j, bias ? v_add(t[q], b) : t[q], n);
+      for (ptrdiff_t q = 0; q < height; q++) {
+        const vf sum = scaled_sum(job, expert, column + j, t[q], n);
+        store_some(job, base + (i + q) * ld + j, bias ? v_add(sum, b) : sum, n);
+      }
     }
   }
 }
 
 /* out[column + j][line + i] from acc[j][width]: backward, and forward when swapped. `base` is the index of out[column][line];
    `bias` starts at `line`. */
-static void write_rows(const gemm_job *job, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
+static void write_rows(const gemm_job *job, ptrdiff_t expert, ptrdiff_t line, ptrdiff_t base, ptrdiff_t ld, const float *bias, const float *acc, ptrdiff_t width, ptrdiff_t lines, ptrdiff_t columns) {
   for (ptrdiff_t j = 0; j < columns; j++)
     for (ptrdiff_t i = 0; i < lines; i += VL) {
       const int n = (int)min_size(lines - i, VL);
       const ptrdiff_t index = base + j * ld + i;
-      const vf sum = v_load(acc + j * width + i);
+      const vf sum = scaled_sum(job, expert, line + i, v_load(acc + j * width + i), n);
       store_some(job, index, bias ? v_add(sum, v_load_n(bias + i, n)) : with_old(job, index, sum, n), n);
     }
+}
+
+static void gemv_store(const gemm_job *job, const gemm_group *g, const float *sums, ptrdiff_t m, ptrdiff_t column, int n) {
+  const vf sum = scaled_sum(job, g->expert, column, v_load(sums), n);
+  store_some(job, (g->row + m) * job->N + column, job->bias ? v_add(sum, v_load_n(job->bias + column, n)) : sum, n);
+}
+
+/* gemv_chunk of FP8 weights. Columns begin at a multiple of VL, so VL of them lie in one block of scales. */
+static void gemv_fp8_chunk(const gemm_job *job, const gemm_group *g, ptrdiff_t j0, ptrdiff_t columns, const float *x, ptrdiff_t ldx) {
+  const int blocks = job->scaling == MOE_SCALE_BLOCK128;
+  const uint8_t *w = (const uint8_t *)job->w + g->expert * job->N * job->K;
+  float sums[GEMV_ROWS * VL > FP8_FEW * FP8_GROUPS * VL ? GEMV_ROWS * VL : FP8_FEW * FP8_GROUPS * VL];
+  for (ptrdiff_t j = j0, end = j0 + columns; j < end;) {
+    const float *scales = blocks ? job->scales + g->expert * scales_of(job) + j / FP8_BLOCK * ceil_div(job->K, FP8_BLOCK) : 0;
+    const int together = g->rows <= FP8_FEW && end - j >= FP8_GROUPS * VL && j / FP8_BLOCK == (j + FP8_GROUPS * VL - 1) / FP8_BLOCK;
+    const int groups = together ? FP8_GROUPS : 1, n = (int)min_size(end - j, VL);
+    gemv_fp8_choose(g->rows, blocks, together)(sums, w + j * job->K, job->K, n, x, ldx, scales);
+    for (ptrdiff_t m = 0; m < g->rows; m++)
+      for (int v = 0; v < groups; v++) gemv_store(job, g, sums + (m * groups + v) * VL, m, j + v * VL, n);
+    j += groups * VL;
+  }
 }
 
 static void gemv_chunk(const gemm_plan *plan, const gemm_group *g, ptrdiff_t j0, ptrdiff_t columns) {
   const gemm_job *job = &plan->job;
   const ptrdiff_t rowBytes = job->K * (ptrdiff_t)dtype_size(job->wType);
   const char *w = (const char *)job->w + (g->expert * job->N + j0) * rowBytes;
-  gemv_function *run = gemv_choose(g->rows, plan->pairs ? GEMV_PAIRS : job->wType == MOE_F32 ? GEMV_F32 : GEMV_BF16);
   const float *x = g->prepared ? g->prepared : (const float *)job->x + g->row * job->K;
   const ptrdiff_t ldx = g->prepared ? round_up(job->K, VL) : job->K;
+  if (job->wType == MOE_FP8) {
+    gemv_fp8_chunk(job, g, j0, columns, x, ldx);
+    return;
+  }
+  gemv_function *run = gemv_choose(g->rows, plan->pairs ? GEMV_PAIRS : job->wType == MOE_F32 ? GEMV_F32 : GEMV_BF16);
   float sums[GEMV_ROWS * VL];
   for (ptrdiff_t j = 0; j < columns; j += VL) {
     const int n = (int)min_size(columns - j, VL);
     run(sums, w + j * rowBytes, rowBytes, n, x, ldx);
-    for (ptrdiff_t m = 0; m < g->rows; m++) {
-      const vf sum = v_load(sums + m * VL);
-      store_some(job, (g->row + m) * job->N + j0 + j, job->bias ? v_add(sum, v_load_n(job->bias + j0 + j, n)) : sum, n);
-    }
+    for (ptrdiff_t m = 0; m < g->rows; m++) gemv_store(job, g, sums + m * VL, m, j0 + j, n);
   }
 }
 
@@ -95,9 +121,9 @@ static ptrdiff_t output_index(const gemm_job *job, const gemm_group *g, ptrdiff_
 static void write_panel(const gemm_plan *plan, const gemm_group *g, const float *acc, ptrdiff_t line, ptrdiff_t height, ptrdiff_t j, ptrdiff_t columns) {
   const gemm_job *job = &plan->job;
   const ptrdiff_t width = round_up(height, VL), base = output_index(job, g, line, j);
-  if (g->swapped) write_rows(job, base, job->N, job->bias ? job->bias + line : 0, acc, width, height, columns);
-  else if (job->kind == GEMM_FORWARD) write_transposed(job, base, job->N, job->bias ? job->bias + j : 0, acc, width, height, columns);
-  else write_rows(job, base, job->K, 0, acc, width, height, columns);
+  if (g->swapped) write_rows(job, g->expert, line, base, job->N, job->bias ? job->bias + line : 0, acc, width, height, columns);
+  else if (job->kind == GEMM_FORWARD) write_transposed(job, g->expert, j, base, job->N, job->bias ? job->bias + j : 0, acc, width, height, columns);
+  else write_rows(job, g->expert, line, base, job->K, 0, acc, width, height, columns);
 }
 
 /* A chunk's place and buffers. */

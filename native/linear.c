@@ -5,6 +5,8 @@
  * All matrices are row-major and dense; f32 or bf16 as the type arguments say, sums in f32. Each output is one chain of fused
  * multiply-adds over the reduced index, ascending from 0 (WebAssembly: a product and a sum; AVX-512 BF16 with two bf16 operands: the
  * chain steps over pairs); then the bias, then the old value with `accumulate`, is added, and the result rounded once.
+ * FP8 weights (E4M3) are widened as they are read. Their scale by tensor [1] or channel [N] multiplies the finished sum; by block
+ * [ceil(N / 128), ceil(K / 128)] the widened weight, rounded to f32.
  */
 #include "gemm_run.h"
 
@@ -47,6 +49,20 @@ void MOE_KERNEL(grouped_linear_backward_input)(moe_context *ctx, void *dx, const
 void MOE_KERNEL(grouped_linear_backward_weight)(moe_context *ctx, float *dw, const void *dy, const void *x, const int32_t *offsets, ptrdiff_t E, ptrdiff_t N, ptrdiff_t K,
                                                 int dyType, int xType, int accumulate) {
   const gemm_job job = {.out = dw, .y = dy, .x = x, .offsets = offsets, .groups = E, .N = N, .K = K, .kind = GEMM_WEIGHT, .yType = dyType, .xType = xType, .outType = MOE_F32, .accumulate = accumulate};
+  gemm_run(ctx, &job);
+}
+
+/* out[M,N] = x[M,K] . (w[N,K] scaled)^T + bias[N] (f32, or 0). Overwrites. */
+void MOE_KERNEL(linear_fp8_forward)(moe_context *ctx, void *out, const void *x, const void *w, const float *scales, const float *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K,
+                                    int xType, int scaling, int outType) {
+  const gemm_job job = {.out = out, .x = x, .w = w, .scales = scales, .scaling = scaling, .bias = bias, .groups = 1, .rows = M, .N = N, .K = K, .kind = GEMM_FORWARD, .xType = xType, .wType = MOE_FP8, .outType = outType};
+  gemm_run(ctx, &job);
+}
+
+/* out[R,N] = x[R,K] . (w[e][N,K] scaled)^T with w[E,N,K] and scales[E,..], by group. Overwrites. */
+void MOE_KERNEL(grouped_linear_fp8_forward)(moe_context *ctx, void *out, const void *x, const void *w, const float *scales, const int32_t *offsets, ptrdiff_t E, ptrdiff_t N, ptrdiff_t K,
+                                            int xType, int scaling, int outType) {
+  const gemm_job job = {.out = out, .x = x, .w = w, .scales = scales, .scaling = scaling, .offsets = offsets, .groups = E, .N = N, .K = K, .kind = GEMM_FORWARD, .xType = xType, .wType = MOE_FP8, .outType = outType};
   gemm_run(ctx, &job);
 }
 

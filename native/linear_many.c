@@ -8,6 +8,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "gemm_run.h"
 
+void MOE_KERNEL(linear_fp8_forward)(moe_context *ctx, void *out, const void *x, const void *w, const float *scales, const float *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int xType, int scaling, int outType);
 void MOE_KERNEL(linear_forward)(moe_context *ctx, void *out, const void *x, const void *w, const float *bias, ptrdiff_t M, ptrdiff_t N, ptrdiff_t K, int xType, int wType, int outType);
 
 enum { MANY = 3 };
@@ -76,4 +77,23 @@ void MOE_KERNEL(linear_forward_many)(moe_context *ctx, void *out0, void *out1, v
   if (M <= GEMV_ROWS) many_few_rows(ctx, jobs, count);
   else
     for (ptrdiff_t i = 0; i < count; i++) MOE_CAT(moe_, linear_forward, MOE_ISA)(ctx, jobs[i].out, x, jobs[i].w, jobs[i].bias, M, jobs[i].N, K, xType, wType, outType);
+}
+
+/* The same of FP8 weights: scales_i of w_i, all of one kind (linear_fp8_forward). Overwrites. */
+void MOE_KERNEL(linear_fp8_forward_many)(moe_context *ctx, void *out0, void *out1, void *out2, const void *x, const void *w0, const void *w1, const void *w2, const float *scales0, const float *scales1,
+                                         const float *scales2, const float *bias0, const float *bias1, const float *bias2, ptrdiff_t M, ptrdiff_t N0, ptrdiff_t N1, ptrdiff_t N2, ptrdiff_t K, int xType, int scaling,
+                                         int outType) {
+  void *const outs[MANY] = {out0, out1, out2};
+  const void *const ws[MANY] = {w0, w1, w2};
+  const float *const scales[MANY] = {scales0, scales1, scales2}, *const biases[MANY] = {bias0, bias1, bias2};
+  const ptrdiff_t sizes[MANY] = {N0, N1, N2};
+  gemm_job jobs[MANY];
+  ptrdiff_t count = 0;
+  for (int i = 0; i < MANY; i++)
+    if (sizes[i] > 0)
+      jobs[count++] = (gemm_job){.out = outs[i], .x = x, .w = ws[i], .scales = scales[i], .scaling = scaling, .bias = biases[i], .groups = 1, .rows = M, .N = sizes[i], .K = K, .kind = GEMM_FORWARD, .xType = xType, .wType = MOE_FP8, .outType = outType};
+  if (M <= 0 || count == 0) return;
+  if (M <= GEMV_ROWS) many_few_rows(ctx, jobs, count);
+  else
+    for (ptrdiff_t i = 0; i < count; i++) MOE_CAT(moe_, linear_fp8_forward, MOE_ISA)(ctx, jobs[i].out, x, jobs[i].w, jobs[i].scales, jobs[i].bias, M, jobs[i].N, K, xType, scaling, outType);
 }

@@ -26,7 +26,10 @@
 #define MOE_KERNEL(name) MOE_EXPORT MOE_CAT(moe_, name, MOE_ISA)
 #define MOE_LOCAL(name) MOE_CAT(moe_local_, name, MOE_ISA)
 
-enum { MOE_F32 = 0, MOE_BF16 = 1, MOE_I32 = 2, MOE_F16 = 3 };
+enum { MOE_F32 = 0, MOE_BF16 = 1, MOE_I32 = 2, MOE_F16 = 3, MOE_FP8 = 4 };
+/* The two 8-bit floats; MOE_FP8 tensors hold E4M3. And what the scales of an FP8 matrix belong to. */
+enum { MOE_E4M3 = 0, MOE_E5M2 = 1 };
+enum { MOE_SCALE_TENSOR = 0, MOE_SCALE_CHANNEL = 1, MOE_SCALE_BLOCK128 = 2 };
 typedef uint16_t moe_bf16;
 
 typedef struct moe_context moe_context;

@@ -71,5 +71,5 @@ MOE_INLINE void store_as(void *p, ptrdiff_t index, int dtype, float f) {
 }
 
 /* Bytes of an element of a storage type that kernels compute on. */
-MOE_INLINE size_t dtype_size(int dtype) { return dtype == MOE_F32 || dtype == MOE_I32 ? 4 : 2; }
+MOE_INLINE size_t dtype_size(int dtype) { return dtype == MOE_F32 || dtype == MOE_I32 ? 4 : dtype == MOE_FP8 ? 1 : 2; }
 #endif

@@ -18,13 +18,25 @@
 
 export type Ptr = number;
 
-/** Storage types of tensor elements. `f16` is only for conversion (checkpoints), never for compute. */
-export const dtypeCodes = { f32: 0, bf16: 1, i32: 2, f16: 3 } as const;
+/**
+ * Storage types of tensor elements. `f16` is only for conversion (checkpoints), never for compute. `fp8` (E4M3 codes, src/util/fp8.ts) is only
+ * for weights, which have scales beside them, and for kernels that say so.
+ */
+export const dtypeCodes = { f32: 0, bf16: 1, i32: 2, f16: 3, fp8: 4 } as const;
 export type DType = keyof typeof dtypeCodes;
 export type DTypeCode = (typeof dtypeCodes)[DType];
 /** How a router turns logits into scores: an argument of `routerForward`. */
 export const routerScorings = { softmax: 0, softmaxOfTopK: 1, sigmoid: 2 } as const;
-export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, i32: 4, f16: 2 };
+/** Formats of `castToFp8` and `castFromFp8`. */
+export const fp8Formats = { e4m3: 0, e5m2: 1 } as const;
+export type Fp8FormatCode = (typeof fp8Formats)[keyof typeof fp8Formats];
+/** What one scale of an FP8 matrix [N, K] belongs to: all of it, an output, or a block of 128 x 128 (the last ones may be cut). */
+export const fp8Scalings = { tensor: 0, channel: 1, block128: 2 } as const;
+export type Fp8Scaling = keyof typeof fp8Scalings;
+export type Fp8ScalingCode = (typeof fp8Scalings)[Fp8Scaling];
+/** Rows and columns of a scaled block. */
+export const fp8Block = 128;
+export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, i32: 4, f16: 2, fp8: 1 };
 
 /**
  * Argument codes, one character an argument:
@@ -40,6 +52,9 @@ export const kernelSignatures = {
   groupedLinearForward: "ppppnnniii",
   groupedLinearBackwardInput: "ppppnnniiii",
   groupedLinearBackwardWeight: "ppppnnniii",
+  linearFp8Forward: "pppppnnniii",
+  linearFp8ForwardMany: "pppppppppppppnnnnniii",
+  groupedLinearFp8Forward: "pppppnnniii",
   // ---- norm, rope, activation, embedding
   rmsNormForward: "ppppnnfi",
   rmsNormBackward: "ppppppnnii",
@@ -75,6 +90,8 @@ export const kernelSignatures = {
   accumulate: "ppnfi",
   addBias: "ppnni",
   cast: "ppnii",
+  castToFp8: "ppnfii",
+  castFromFp8: "ppnfii",
   fillF32: "pnf",
   copyRows: "ppnnnn",
   gatherRows: "pppnn",
@@ -189,6 +206,62 @@ export interface Kernels {
     dyDtype: DTypeCode,
     xDtype: DTypeCode,
     accumulate: number,
+  ): void;
+
+  /**
+   * linearForward with w[N,K] of E4M3 codes, one byte each, and scales (f32) by `scaling` (fp8Scalings): tensor [1] and channel [N] multiply the finished
+   * sum, before the bias; block128 [ceil(N/128),ceil(K/128)] multiplies each weight as it is widened (rounded to f32), so that one chain remains.
+   */
+  linearFp8Forward(
+    out: Ptr,
+    x: Ptr,
+    w: Ptr,
+    scales: Ptr,
+    bias: Ptr,
+    M: number,
+    N: number,
+    K: number,
+    xDtype: DTypeCode,
+    scaling: Fp8ScalingCode,
+    outDtype: DTypeCode,
+  ): void;
+  /** linearForwardMany of FP8 weights, with scales of one kind: each with the bits of linearFp8Forward. */
+  linearFp8ForwardMany(
+    out0: Ptr,
+    out1: Ptr,
+    out2: Ptr,
+    x: Ptr,
+    w0: Ptr,
+    w1: Ptr,
+    w2: Ptr,
+    scales0: Ptr,
+    scales1: Ptr,
+    scales2: Ptr,
+    bias0: Ptr,
+    bias1: Ptr,
+    bias2: Ptr,
+    M: number,
+    N0: number,
+    N1: number,
+    N2: number,
+    K: number,
+    xDtype: DTypeCode,
+    scaling: Fp8ScalingCode,
+    outDtype: DTypeCode,
+  ): void;
+  /** groupedLinearForward with w[E,N,K] of E4M3 codes and scales[E,..], as linearFp8Forward. */
+  groupedLinearFp8Forward(
+    out: Ptr,
+    x: Ptr,
+    w: Ptr,
+    scales: Ptr,
+    offsets: Ptr,
+    E: number,
+    N: number,
+    K: number,
+    xDtype: DTypeCode,
+    scaling: Fp8ScalingCode,
+    outDtype: DTypeCode,
   ): void;
 
   /** out[M,H] = x * rstd * w; rstd[M] (f32, may be 0) = 1/sqrt(mean(x^2) + eps); w[H] f32. Also used per head for QK norm. (arXiv 1910.07467) */
@@ -442,6 +515,10 @@ export interface Kernels {
   addBias(x: Ptr, bias: Ptr, M: number, N: number, dtype: DTypeCode): void;
   /** Converts between f32, bf16 and f16 (round to nearest even, NaN kept, overflow to infinity). */
   cast(out: Ptr, x: Ptr, n: number, outDtype: DTypeCode, xDtype: DTypeCode): void;
+  /** out[n] (codes, one byte each) = x / divisor (f32) to nearest, ties to even, saturating, NaN kept. x f32 or bf16. */
+  castToFp8(out: Ptr, x: Ptr, n: number, divisor: number, xDtype: DTypeCode, format: Fp8FormatCode): void;
+  /** out[n] (f32 or bf16) = value of x (codes) * factor. */
+  castFromFp8(out: Ptr, x: Ptr, n: number, factor: number, outDtype: DTypeCode, format: Fp8FormatCode): void;
   fillF32(out: Ptr, n: number, value: number): void;
   /** Copies M rows of rowBytes bytes between buffers with byte strides. */
   copyRows(out: Ptr, x: Ptr, M: number, rowBytes: number, outStride: number, xStride: number): void;

@@ -4,10 +4,11 @@
  */
 import { expect, test } from "vitest";
 import type { Backend } from "../../src/backend/backend.ts";
-import type { KernelName } from "../../src/backend/kernels.ts";
+import { fp8Scalings, type KernelName } from "../../src/backend/kernels.ts";
 import type { Types } from "./cases/linear.ts";
 import type { AttentionInputs, AttentionShape } from "./cases/attention.ts";
 import { attentionInputs, causal, packed } from "./cases/attention.ts";
+import { fp8ScaleCount, fp8Scales, fp8Weights } from "./cases/fp8.ts";
 import type { Argument, Operand } from "./harness/operands.ts";
 import { elementWidth, input, output } from "./harness/operands.ts";
 import { Random } from "./harness/random.ts";
@@ -219,6 +220,41 @@ await onEveryEngine((engine, open) => {
         expectPart(grouped.dx, dense.dx, first * K * width, `dx of expert ${e}, ${outType}<-${xType}<-${wType}`);
         expectPart(grouped.dw, dense.dw, e * N * K * 4, `dw of expert ${e}, ${xType}`);
       }
+    }
+  });
+
+  test("linear layers with FP8 weights give a row the same bits whatever the other rows, in every kernel of the family", () => {
+    for (const [M, N, K, scaling] of [
+      [40, 67, 331, "channel"],
+      [19, 260, 200, "block128"],
+      [33, 5, 1100, "tensor"],
+      [531, 150, 170, "block128"],
+    ] as const) {
+      const random = new Random(M + N + K);
+      const [xs, ws] = [random.normal(M * K, "bf16"), input("fp8", fp8Weights(random, N * K))];
+      const scales = fp8Scales(random, fp8ScaleCount(N, K, scaling));
+      const bias = input("f32", random.normal(N));
+      const code = fp8Scalings[scaling];
+      expectRowsAlone(M, (choice) => {
+        const x = input("bf16", take(xs, K, choice));
+        const types = [{ dtypeOf: x }, code, { dtypeOf: x }];
+        const out = fresh("bf16", choice.length * N);
+        const alone = call(open(2), "linearFp8Forward", [out, x, ws, scales, bias, choice.length, N, K, ...types]);
+        const two = [fresh("bf16", choice.length * N), fresh("bf16", choice.length * N)];
+        const sizes = [choice.length, N, N, 0, K];
+        const many = call(open(2), "linearFp8ForwardMany", [...two, 0, x, ws, ws, 0, scales, scales, 0, bias, bias, 0, ...sizes, ...types]);
+        expect(Buffer.from(alone[0] ?? []).equals(many[0] ?? []) && Buffer.from(alone[0] ?? []).equals(many[1] ?? [])).toBe(true);
+        return alone;
+      });
+      const split = Math.floor(M / 3);
+      const offsets = input("i32", [0, split, split, M]);
+      const three = input("fp8", [...(ws.values ?? []), ...(ws.values ?? []), ...(ws.values ?? [])]);
+      const threeScales = input("f32", [...(scales.values ?? []), ...(scales.values ?? []), ...(scales.values ?? [])]);
+      const x = input("bf16", xs);
+      const tail = [{ dtypeOf: x }, code, { dtypeOf: x }];
+      const grouped = call(open(2), "groupedLinearFp8Forward", [fresh("bf16", M * N), x, three, threeScales, offsets, 3, N, K, ...tail]);
+      const dense = call(open(2), "linearFp8Forward", [fresh("bf16", M * N), x, ws, scales, 0, M, N, K, ...tail]);
+      expect(Buffer.from(grouped[0] ?? []).equals(dense[0] ?? []), `${M} rows grouped, ${scaling}`).toBe(true);
     }
   });
 

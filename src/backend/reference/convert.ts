@@ -10,7 +10,7 @@ import { dtypeCodes } from "../kernels.ts";
 import { MoeError } from "../../util/errors.ts";
 
 /** Bytes of one element of `dtype`. Throws `internal` for a code that is none. */
-export function elementBytes(dtype: DTypeCode): 2 | 4 {
+export function elementBytes(dtype: DTypeCode): 1 | 2 | 4 {
   switch (dtype) {
     case dtypeCodes.f32:
     case dtypeCodes.i32:
@@ -18,6 +18,8 @@ export function elementBytes(dtype: DTypeCode): 2 | 4 {
     case dtypeCodes.bf16:
     case dtypeCodes.f16:
       return 2;
+    case dtypeCodes.fp8:
+      return 1;
     default:
       throw new MoeError("internal", `reference: expected a dtype code of kernels.ts, got ${String(dtype satisfies never)}`);
   }

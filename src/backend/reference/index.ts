@@ -15,6 +15,7 @@ import { attentionBackward, attentionForward, attentionPagedForward } from "./at
 import { combineBackward, combineForward, dispatchPlan, permuteBackward } from "./dispatch.ts";
 import { accumulate, add, addBias, allFinite, cast, copyRows, fillF32, gatherRows, scale, sumSquares } from "./elementwise.ts";
 import { embeddingBackward, embeddingForward } from "./embedding.ts";
+import { castFromFp8, castToFp8, groupedLinearFp8Forward, linearFp8Forward, linearFp8ForwardMany } from "./fp8.ts";
 import { jitter, sigmoidGateBackward, sigmoidGateForward, tanhBackward, tanhForward } from "./gate.ts";
 import {
   groupedLinearBackwardInput,
@@ -45,6 +46,9 @@ export const referenceKernels = {
   groupedLinearForward,
   groupedLinearBackwardInput,
   groupedLinearBackwardWeight,
+  linearFp8Forward,
+  linearFp8ForwardMany,
+  groupedLinearFp8Forward,
   rmsNormForward,
   rmsNormBackward,
   ropeTable,
@@ -75,6 +79,8 @@ export const referenceKernels = {
   accumulate,
   addBias,
   cast,
+  castToFp8,
+  castFromFp8,
   fillF32,
   copyRows,
   gatherRows,

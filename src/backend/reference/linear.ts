@@ -135,7 +135,7 @@ export function linearBackwardBias(
 }
 
 /** First row and number of rows of each expert. Throws `internal` where offsets descend or do not start at 0. */
-function groups(memory: ReferenceMemory, offsets: Ptr, E: number): { first: number; rows: number }[] {
+export function groups(memory: ReferenceMemory, offsets: Ptr, E: number): { first: number; rows: number }[] {
   const bounds = memory.loadI32(offsets, E + 1);
   return Array.from({ length: E }, (_, e) => {
     const first = at(bounds, e);

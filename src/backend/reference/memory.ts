@@ -11,6 +11,7 @@
  */
 import type { DTypeCode, Ptr } from "../kernels.ts";
 import { dtypeCodes } from "../kernels.ts";
+import { decodeFp8 } from "../../util/fp8.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decodeBf16, elementBytes, encodeBf16 } from "./convert.ts";
 
@@ -121,6 +122,8 @@ export class ReferenceMemory {
         return new Float64Array(new Float16Array(buffer, byteOffset, count));
       case dtypeCodes.i32:
         return new Float64Array(new Int32Array(buffer, byteOffset, count));
+      case dtypeCodes.fp8:
+        return Float64Array.from(new Uint8Array(buffer, byteOffset, count), (code) => decodeFp8("e4m3", code));
       default:
         return dtype satisfies never;
     }
@@ -152,6 +155,8 @@ export class ReferenceMemory {
         return new Float16Array(buffer, byteOffset, values.length).set(values);
       case dtypeCodes.i32:
         throw new MoeError("internal", "reference store: expected a float dtype, got i32 (integers go through storeI32)");
+      case dtypeCodes.fp8:
+        throw new MoeError("internal", "reference store: expected a float dtype, got fp8 (castToFp8 makes codes)");
     }
   }
 

@@ -6,6 +6,7 @@ import { kernelSignatures } from "../../../src/backend/kernels.ts";
 import type { Case } from "../harness/operands.ts";
 import { attentionCases } from "./attention.ts";
 import { elementwiseCases } from "./elementwise.ts";
+import { fp8Cases } from "./fp8.ts";
 import { layerCases } from "./layers.ts";
 import { linearCases } from "./linear.ts";
 import { moeCases } from "./moe.ts";
@@ -14,7 +15,7 @@ export const kernelNames = Object.keys(kernelSignatures) as KernelName[];
 
 export function allCases(): Map<KernelName, Case[]> {
   const cases = new Map<KernelName, Case[]>();
-  for (const test of [...linearCases(), ...layerCases(), ...attentionCases(), ...moeCases(), ...elementwiseCases()]) {
+  for (const test of [...linearCases(), ...layerCases(), ...attentionCases(), ...moeCases(), ...elementwiseCases(), ...fp8Cases()]) {
     cases.set(test.kernel, [...(cases.get(test.kernel) ?? []), test]);
   }
   return cases;

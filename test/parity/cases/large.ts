@@ -6,6 +6,7 @@ import { input, output } from "../harness/operands.ts";
 import { Random } from "../harness/random.ts";
 import { attentionBackwardCase, attentionForwardCase, causal, packed } from "./attention.ts";
 import { adamwCase, arithmeticCases } from "./elementwise.ts";
+import { groupedFp8Case, linearFp8Case } from "./fp8.ts";
 import { embeddingCase, rmsNormBackwardCase, rmsNormForwardCase, swigluBackwardCase, swigluForwardCase } from "./layers.ts";
 import { casesOfGroups, casesOfShape } from "./linear.ts";
 import { crossEntropyCase, dispatchPlanCase, movementCases, rowCases } from "./moe.ts";
@@ -28,6 +29,12 @@ export function largeCases(): Case[] {
     ...casesOfShape({ M: 1, N: 2049, K: 513 }, ["f32", dtype, dtype]),
     ...casesOfShape({ M: 700, N: 33, K: 65 }, ["f32", dtype, dtype]),
     ...casesOfGroups({ rows: [130, 0, 7, 300, 1], N: 131, K: 97 }, ["f32", dtype, dtype]),
+    ...(["channel", "block128"] as const).flatMap((scaling) => [
+      linearFp8Case({ M: 203, N: 517, K: 301 }, "f32", dtype, scaling, true),
+      linearFp8Case({ M: 1, N: 2049, K: 513 }, "f32", dtype, scaling, false),
+      linearFp8Case({ M: 700, N: 33, K: 265 }, dtype, dtype, scaling, false),
+      groupedFp8Case({ rows: [130, 0, 7, 300, 1], N: 131, K: 197 }, dtype, dtype, scaling),
+    ]),
     rmsNormForwardCase(601, 257, dtype, true),
     rmsNormBackwardCase(601, 257, dtype, true, 0),
     rmsNormBackwardCase(3, 20_011, dtype, true, 1),

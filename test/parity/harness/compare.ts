@@ -27,7 +27,7 @@ export function expectation(reference: Backend, test: Case): Expectation {
 
 /** Half the distance between neighbours of `type` at `value`. */
 export function halfUlp(type: ElementType, value: number): number {
-  const fraction = { f32: 23, bf16: 7, f16: 10, f64: 52, i32: 0, bytes: 0 }[type];
+  const fraction = { f32: 23, bf16: 7, f16: 10, fp8: 3, f64: 52, i32: 0, bytes: 0 }[type];
   const exponent = value === 0 ? -126 : Math.max(-126, Math.floor(Math.log2(value)));
   return 2 ** (exponent - fraction - 1);
 }

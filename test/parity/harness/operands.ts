@@ -4,7 +4,7 @@
  */
 import type { KernelName } from "../../../src/backend/kernels.ts";
 
-export type ElementType = "f32" | "bf16" | "f16" | "i32" | "f64" | "bytes";
+export type ElementType = "f32" | "bf16" | "f16" | "fp8" | "i32" | "f64" | "bytes";
 
 /**
  * How near an output must be to the reference's.
@@ -38,7 +38,7 @@ export interface Case {
   readonly args: readonly Argument[];
 }
 
-export const elementWidth: Readonly<Record<ElementType, number>> = { f32: 4, bf16: 2, f16: 2, i32: 4, f64: 8, bytes: 1 };
+export const elementWidth: Readonly<Record<ElementType, number>> = { f32: 4, bf16: 2, f16: 2, fp8: 1, i32: 4, f64: 8, bytes: 1 };
 
 /** Unit roundoff of f32. */
 export const u = 2 ** -24;

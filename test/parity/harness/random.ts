@@ -3,6 +3,7 @@
  */
 import type { DType } from "../../../src/backend/kernels.ts";
 import { decodeBf16, encodeBf16 } from "../../../src/backend/reference/convert.ts";
+import { decodeFp8, encodeFp8 } from "../../../src/util/fp8.ts";
 
 export class Random {
   #state: number;
@@ -54,6 +55,8 @@ export function representable(values: Float64Array, dtype: DType): Float64Array 
       return decodeBf16(encodeBf16(values));
     case "f16":
       return Float64Array.from(new Float16Array(values));
+    case "fp8":
+      return values.map((value) => decodeFp8("e4m3", encodeFp8("e4m3", value)));
     case "i32":
       return values.map((value) => value | 0);
     default:

@@ -10,6 +10,7 @@ import type { DTypeCode } from "../../../src/backend/kernels.ts";
 import { dtypeCodes, kernelSignatures } from "../../../src/backend/kernels.ts";
 import { createReferenceBackend } from "../../../src/backend/reference/index.ts";
 import { decodeBf16, encodeBf16 } from "../../../src/backend/reference/convert.ts";
+import { decodeFp8, encodeFp8 } from "../../../src/util/fp8.ts";
 import type { Argument, Case, ElementType, Operand } from "./operands.ts";
 import { elementWidth, isOperand, operandsOf } from "./operands.ts";
 
@@ -40,6 +41,7 @@ function encode(values: Float64Array, type: ElementType): Uint8Array<ArrayBuffer
     f32: () => new Float32Array(values),
     bf16: () => encodeBf16(values),
     f16: () => new Float16Array(values),
+    fp8: () => Uint8Array.from(values, (value) => encodeFp8("e4m3", value)),
     i32: () => new Int32Array(values),
     f64: () => values.slice(),
     bytes: () => new Uint8Array(values),
@@ -53,6 +55,7 @@ function decode(bytes: Uint8Array, type: ElementType): Float64Array {
     f32: () => new Float64Array(new Float32Array(buffer)),
     bf16: () => decodeBf16(new Uint16Array(buffer)),
     f16: () => new Float64Array(new Float16Array(buffer)),
+    fp8: () => Float64Array.from(new Uint8Array(buffer), (code) => decodeFp8("e4m3", code)),
     i32: () => new Float64Array(new Int32Array(buffer)),
     f64: () => new Float64Array(buffer),
     bytes: () => new Float64Array(new Uint8Array(buffer)),
