@@ -3,7 +3,8 @@
  *
  * Each kernel is one C function `moe_<snake_case_name>` compiled once per instruction set (native) and once for
  * WebAssembly, and one TypeScript function (reference backend, the oracle). All three take the same arguments in the
- * same order. This file is not an API for models: they use `src/tensor/ops`.
+ * same order. This file is not an API for models: they use `src/tensor/ops`. The matrix products stand in `kernels-linear.ts`, what
+ * mixtures of experts need in `kernels-moe.ts`, the numbers that operands are described by in `codes.ts`; the table here has them all.
  *
  * Conventions:
  * - A `Ptr` is a byte address in the backend's memory, as a plain number (user addresses are below 2^53). 0 is "absent".
@@ -15,46 +16,31 @@
  *   one chain of fused multiply-adds over the reduced index in ascending order, started at 0 (bias, then `accumulate`,
  *   are added afterwards), whatever M is, so GEMV, GEMM and grouped GEMM give the same bits.
  */
+import type { DTypeCode, Fp8FormatCode, Ptr } from "./codes.ts";
+import { linearSignatures, type LinearKernels } from "./kernels-linear.ts";
+import { moeSignatures, type MoeKernels } from "./kernels-moe.ts";
 
-export type Ptr = number;
-
-/**
- * Storage types of tensor elements. `f16` is only for conversion (checkpoints), never for compute. `fp8` (E4M3 codes, src/util/fp8.ts) is only
- * for weights, which have scales beside them, and for kernels that say so.
- */
-export const dtypeCodes = { f32: 0, bf16: 1, i32: 2, f16: 3, fp8: 4 } as const;
-export type DType = keyof typeof dtypeCodes;
-export type DTypeCode = (typeof dtypeCodes)[DType];
-/** How a router turns logits into scores: an argument of `routerForward`. */
-export const routerScorings = { softmax: 0, softmaxOfTopK: 1, sigmoid: 2 } as const;
-/** Formats of `castToFp8` and `castFromFp8`. */
-export const fp8Formats = { e4m3: 0, e5m2: 1 } as const;
-export type Fp8FormatCode = (typeof fp8Formats)[keyof typeof fp8Formats];
-/** What one scale of an FP8 matrix [N, K] belongs to: all of it, an output, or a block of 128 x 128 (the last ones may be cut). */
-export const fp8Scalings = { tensor: 0, channel: 1, block128: 2 } as const;
-export type Fp8Scaling = keyof typeof fp8Scalings;
-export type Fp8ScalingCode = (typeof fp8Scalings)[Fp8Scaling];
-/** Rows and columns of a scaled block. */
-export const fp8Block = 128;
-export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, i32: 4, f16: 2, fp8: 1 };
+export {
+  dtypeBytes,
+  dtypeCodes,
+  fp8Block,
+  fp8Formats,
+  fp8Scalings,
+  routerScorings,
+  type DType,
+  type DTypeCode,
+  type Fp8FormatCode,
+  type Fp8Scaling,
+  type Fp8ScalingCode,
+  type Ptr,
+} from "./codes.ts";
 
 /**
  * Argument codes, one character an argument:
  * `p` pointer, `n` element count (C `ptrdiff_t`: 64-bit natively, 32-bit in WASM), `i` int32 flag or dtype code, `f` float32.
  */
 export const kernelSignatures = {
-  // ---- linear: legend M rows, K input features, N output features, E experts, R = offsets[E] rows of all experts
-  linearForward: "ppppnnniii",
-  linearForwardMany: "ppppppppppnnnnniii",
-  linearBackwardInput: "pppnnniiii",
-  linearBackwardWeight: "pppnnniii",
-  linearBackwardBias: "ppnnii",
-  groupedLinearForward: "ppppnnniii",
-  groupedLinearBackwardInput: "ppppnnniiii",
-  groupedLinearBackwardWeight: "ppppnnniii",
-  linearFp8Forward: "pppppnnniii",
-  linearFp8ForwardMany: "pppppppppppppnnnnniii",
-  groupedLinearFp8Forward: "pppppnnniii",
+  ...linearSignatures,
   // ---- norm, rope, activation, embedding
   rmsNormForward: "ppppnnfi",
   rmsNormBackward: "ppppppnnii",
@@ -70,20 +56,7 @@ export const kernelSignatures = {
   attentionBackward: "pppppppppppnnnnnnnnnfii",
   // ---- loss
   crossEntropy: "ppppnnf",
-  // ---- mixture of experts
-  routerForward: "ppppppnnnnniiiiifff",
-  routerBackward: "pppppppnnniiiifff",
-  routerZLoss: "ppppnnf",
-  routerStatistics: "ppnn",
-  jitter: "ppnnniif",
-  tanhForward: "ppn",
-  tanhBackward: "pppn",
-  sigmoidGateForward: "pppnnfi",
-  sigmoidGateBackward: "pppppnnfi",
-  dispatchPlan: "ppppppppnnnnii",
-  permuteBackward: "pppnnnii",
-  combineForward: "ppppnnni",
-  combineBackward: "ppppppnnni",
+  ...moeSignatures,
   // ---- elementwise, copies, reductions
   add: "pppni",
   scale: "ppnfi",
@@ -105,165 +78,7 @@ export const kernelSignatures = {
 export type KernelName = keyof typeof kernelSignatures;
 
 /** Kernels by name. Shapes are in square brackets; an element type in brackets means the code given by that argument. */
-export interface Kernels {
-  /** out[M,N] (outDtype) = x[M,K] (xDtype) . w[N,K]^T (wDtype) + bias[N] (f32, or 0 for none). */
-  linearForward(
-    out: Ptr,
-    x: Ptr,
-    w: Ptr,
-    bias: Ptr,
-    M: number,
-    N: number,
-    K: number,
-    xDtype: DTypeCode,
-    wDtype: DTypeCode,
-    outDtype: DTypeCode,
-  ): void;
-  /** Up to three linears of one x: out_i[M,N_i] = x[M,K] . w_i[N_i,K]^T + bias_i[N_i] (f32, or 0), each with the bits of linearForward. N_i 0: left out. */
-  linearForwardMany(
-    out0: Ptr,
-    out1: Ptr,
-    out2: Ptr,
-    x: Ptr,
-    w0: Ptr,
-    w1: Ptr,
-    w2: Ptr,
-    bias0: Ptr,
-    bias1: Ptr,
-    bias2: Ptr,
-    M: number,
-    N0: number,
-    N1: number,
-    N2: number,
-    K: number,
-    xDtype: DTypeCode,
-    wDtype: DTypeCode,
-    outDtype: DTypeCode,
-  ): void;
-  /** dx[M,K] (dxDtype) (+)= dy[M,N] (dyDtype) . w[N,K] (wDtype). */
-  linearBackwardInput(
-    dx: Ptr,
-    dy: Ptr,
-    w: Ptr,
-    M: number,
-    N: number,
-    K: number,
-    dyDtype: DTypeCode,
-    wDtype: DTypeCode,
-    dxDtype: DTypeCode,
-    accumulate: number,
-  ): void;
-  /** dw[N,K] (f32) (+)= dy[M,N]^T (dyDtype) . x[M,K] (xDtype). The chain runs over m ascending; with accumulate the sum is added at the end. */
-  linearBackwardWeight(
-    dw: Ptr,
-    dy: Ptr,
-    x: Ptr,
-    M: number,
-    N: number,
-    K: number,
-    dyDtype: DTypeCode,
-    xDtype: DTypeCode,
-    accumulate: number,
-  ): void;
-  /** db[N] (f32) (+)= sum over m of dy[M,N] (dyDtype), m ascending. */
-  linearBackwardBias(db: Ptr, dy: Ptr, M: number, N: number, dyDtype: DTypeCode, accumulate: number): void;
-  /** Rows offsets[e]..offsets[e+1] (i32[E+1], ascending from 0) of x[R,K] times w[e] of w[E,N,K], into out[R,N]. Any group may be empty. */
-  groupedLinearForward(
-    out: Ptr,
-    x: Ptr,
-    w: Ptr,
-    offsets: Ptr,
-    E: number,
-    N: number,
-    K: number,
-    xDtype: DTypeCode,
-    wDtype: DTypeCode,
-    outDtype: DTypeCode,
-  ): void;
-  /** dx[R,K] (+)= dy[R,N] . w[e][N,K], by group. */
-  groupedLinearBackwardInput(
-    dx: Ptr,
-    dy: Ptr,
-    w: Ptr,
-    offsets: Ptr,
-    E: number,
-    N: number,
-    K: number,
-    dyDtype: DTypeCode,
-    wDtype: DTypeCode,
-    dxDtype: DTypeCode,
-    accumulate: number,
-  ): void;
-  /** dw[E,N,K] (f32) (+)= per group dy^T . x. An empty group writes zeros (or adds nothing). */
-  groupedLinearBackwardWeight(
-    dw: Ptr,
-    dy: Ptr,
-    x: Ptr,
-    offsets: Ptr,
-    E: number,
-    N: number,
-    K: number,
-    dyDtype: DTypeCode,
-    xDtype: DTypeCode,
-    accumulate: number,
-  ): void;
-
-  /**
-   * linearForward with w[N,K] of E4M3 codes, one byte each, and scales (f32) by `scaling` (fp8Scalings): tensor [1] and channel [N] multiply the finished
-   * sum, before the bias; block128 [ceil(N/128),ceil(K/128)] multiplies each weight as it is widened (rounded to f32), so that one chain remains.
-   */
-  linearFp8Forward(
-    out: Ptr,
-    x: Ptr,
-    w: Ptr,
-    scales: Ptr,
-    bias: Ptr,
-    M: number,
-    N: number,
-    K: number,
-    xDtype: DTypeCode,
-    scaling: Fp8ScalingCode,
-    outDtype: DTypeCode,
-  ): void;
-  /** linearForwardMany of FP8 weights, with scales of one kind: each with the bits of linearFp8Forward. */
-  linearFp8ForwardMany(
-    out0: Ptr,
-    out1: Ptr,
-    out2: Ptr,
-    x: Ptr,
-    w0: Ptr,
-    w1: Ptr,
-    w2: Ptr,
-    scales0: Ptr,
-    scales1: Ptr,
-    scales2: Ptr,
-    bias0: Ptr,
-    bias1: Ptr,
-    bias2: Ptr,
-    M: number,
-    N0: number,
-    N1: number,
-    N2: number,
-    K: number,
-    xDtype: DTypeCode,
-    scaling: Fp8ScalingCode,
-    outDtype: DTypeCode,
-  ): void;
-  /** groupedLinearForward with w[E,N,K] of E4M3 codes and scales[E,..], as linearFp8Forward. */
-  groupedLinearFp8Forward(
-    out: Ptr,
-    x: Ptr,
-    w: Ptr,
-    scales: Ptr,
-    offsets: Ptr,
-    E: number,
-    N: number,
-    K: number,
-    xDtype: DTypeCode,
-    scaling: Fp8ScalingCode,
-    outDtype: DTypeCode,
-  ): void;
-
+export interface Kernels extends LinearKernels, MoeKernels {
   /** out[M,H] = x * rstd * w; rstd[M] (f32, may be 0) = 1/sqrt(mean(x^2) + eps); w[H] f32. Also used per head for QK norm. (arXiv 1910.07467) */
   rmsNormForward(out: Ptr, rstd: Ptr, x: Ptr, w: Ptr, M: number, H: number, eps: number, dtype: DTypeCode): void;
   /** dx[M,H] (dtype) (+)= ..., dw[H] (f32) += ... (always accumulates; 0 for none). */
@@ -382,128 +197,6 @@ export interface Kernels {
    * dLogits[M,V] (f32; 0 for none; may be logits itself) = (softmax - onehot) * gradScale. logits[M,V] f32, targets i32[M].
    */
   crossEntropy(loss: Ptr, dLogits: Ptr, logits: Ptr, targets: Ptr, M: number, V: number, gradScale: number): void;
-
-  /**
-   * Router of T tokens over E experts, all f32. z = logits, or with normalize = 1 the normalized lambda * (logits - mean) /
-   * sqrt(variance + eps) (variance over n, or n - 1 with unbiased) of Skywork-MoE (arXiv 2406.06563, section 4.1).
-   * Scores by `scoring` (routerScorings): softmax(z); z; sigmoid(z). indices i32[T,k]: the k largest of scores + bias[E] (0: none)
-   * in descending order, ties to the lower index, NaN after every number; with numGroups > 1 among the experts of the
-   * topGroups groups (equal runs of experts) with the largest sum of their two (one where a group is one expert) largest scores
-   * + bias, ties to the lower group. With forced = 1: indices[t,j] = (t k + j) mod E.
-   * probs[T,E]: softmax: the scores. softmaxOfTopK: softmax of z over the chosen, 0 elsewhere. sigmoid: scores over their sum.
-   * weights[T,k]: scores of the chosen (softmaxOfTopK: their probs), divided by their sum with renormalize (0 where it is 0),
-   * times scale. A token with valid[t] (i32[T], 0: all valid) = 0 gets indices -1, weights 0, probs 0.
-   */
-  routerForward(
-    probs: Ptr,
-    weights: Ptr,
-    indices: Ptr,
-    logits: Ptr,
-    bias: Ptr,
-    valid: Ptr,
-    T: number,
-    E: number,
-    k: number,
-    numGroups: number,
-    topGroups: number,
-    scoring: number,
-    normalize: number,
-    unbiased: number,
-    renormalize: number,
-    forced: number,
-    lambda: number,
-    eps: number,
-    scale: number,
-  ): void;
-  /**
-   * dLogits[T,E] overwritten, from dWeights[T,k] and dProbs[T,E] (0 for none: gradient of probs from balance losses). The choice
-   * is taken as given; where a sum that was divided by is 0, its quotients have no gradient. indices -1: a row of zeros.
-   */
-  routerBackward(
-    dLogits: Ptr,
-    dWeights: Ptr,
-    dProbs: Ptr,
-    probs: Ptr,
-    weights: Ptr,
-    indices: Ptr,
-    logits: Ptr,
-    T: number,
-    E: number,
-    k: number,
-    scoring: number,
-    normalize: number,
-    unbiased: number,
-    renormalize: number,
-    lambda: number,
-    eps: number,
-    scale: number,
-  ): void;
-  /**
-   * sum (one f64; 0 for none) = sum over tokens of logsumexp(logits[t])^2; dLogits[T,E] (f32; 0 for none) overwritten with gradScale
-   * times its gradient. Tokens with valid[t] (i32[T], 0: all valid) = 0 add nothing. (arXiv 2202.08906, equation 5)
-   */
-  routerZLoss(sum: Ptr, dLogits: Ptr, logits: Ptr, valid: Ptr, T: number, E: number, gradScale: number): void;
-  /**
-   * out f64[3]: sums over the rows of probs[T,E] f32 of max1/max2, max2/max3 (a denominator below 1e-20, or missing, is 1e-20) and
-   * the entropy -sum p log p (only of p > 0). max1 >= max2 >= max3 are a row's largest; below 0, or NaN, counts as 0.
-   */
-  routerStatistics(out: Ptr, probs: Ptr, T: number, E: number): void;
-  /**
-   * out[T,H] = x * u, f32, u = 1 + epsilon * v with v uniform in [-1, 1) in steps of 2^-23, a function of (keyHigh, keyLow, firstRow + t,
-   * column) only: h = mix(mix(mix(keyHigh) ^ keyLow) ^ row), v = (mix(h + column * 0x9e3779b9) >> 8) * 2^-23 - 1, 32-bit words,
-   * mix the finalizer of MurmurHash3. out may be x.
-   */
-  jitter(out: Ptr, x: Ptr, T: number, H: number, firstRow: number, keyHigh: number, keyLow: number, epsilon: number): void;
-  /** out[n] = tanh(x), f32. */
-  tanhForward(out: Ptr, x: Ptr, n: number): void;
-  /** dx[n] = dOut * (1 - out^2), f32. */
-  tanhBackward(dx: Ptr, dOut: Ptr, out: Ptr, n: number): void;
-  /** out[T,H] (dtype) = scale * sigmoid(gate[t]) * x[t]; gate f32[T]. */
-  sigmoidGateForward(out: Ptr, x: Ptr, gate: Ptr, T: number, H: number, scale: number, dtype: DTypeCode): void;
-  /** dx[T,H] (dtype) and dGate[T] (f32) overwritten. */
-  sigmoidGateBackward(dx: Ptr, dGate: Ptr, dOut: Ptr, x: Ptr, gate: Ptr, T: number, H: number, scale: number, dtype: DTypeCode): void;
-  /**
-   * Sorts T*k assignments by expert, then group, stable in (token, choice). groupOffsets i32[G+1] ascending from 0 to T.
-   * offsets i32[E+1]; rowToken i32[R]: token of each row; slotRow i32[T,k]: row of each assignment, -1 where dropped or where its
-   * index is below 0; counts i32[G,E]: assignments before dropping.
-   * capacities i32[G] or 0 (dropless): an expert keeps at most capacities[g] of group g's assignments: by position (byProbability 0:
-   * lowest token first) or the largest weights[T,k] (f32, NaN as infinity) first, ties to the lower token; kept rows stay in token order.
-   * pad 1 (with capacities): every expert has exactly capacities[g] rows of group g, the last of them with rowToken -1 where it
-   * keeps fewer.
-   */
-  dispatchPlan(
-    offsets: Ptr,
-    rowToken: Ptr,
-    slotRow: Ptr,
-    counts: Ptr,
-    indices: Ptr,
-    weights: Ptr,
-    groupOffsets: Ptr,
-    capacities: Ptr,
-    T: number,
-    k: number,
-    E: number,
-    G: number,
-    byProbability: number,
-    pad: number,
-  ): void;
-  /** Backward of gathering rows by rowToken: dx[T,H] (+)= sum over the k slots of dOut[slotRow[t,j]] (rows -1 skipped), j ascending. */
-  permuteBackward(dx: Ptr, dOut: Ptr, slotRow: Ptr, T: number, k: number, H: number, dtype: DTypeCode, accumulate: number): void;
-  /** out[T,H] = sum over j of weights[t,j] * y[slotRow[t,j],H], j ascending, -1 skipped. weights f32. */
-  combineForward(out: Ptr, y: Ptr, slotRow: Ptr, weights: Ptr, T: number, k: number, H: number, dtype: DTypeCode): void;
-  /** dy[R,H] = weight * dOut[token] (rows of no assignment are not written), dWeights[T,k] (f32) = dot(dOut[t], y[row]), 0 where dropped. */
-  combineBackward(
-    dy: Ptr,
-    dWeights: Ptr,
-    dOut: Ptr,
-    y: Ptr,
-    slotRow: Ptr,
-    weights: Ptr,
-    T: number,
-    k: number,
-    H: number,
-    dtype: DTypeCode,
-  ): void;
 
   /** out = a + b, elementwise; out may be a or b. */
   add(out: Ptr, a: Ptr, b: Ptr, n: number, dtype: DTypeCode): void;
