@@ -143,7 +143,7 @@ const headTemperatures = 24;
 
 /** The next token of logits that are adjusted already. Throws as `sampleToken`. */
 export function drawToken(logits: Float32Array, options: SamplingOptions, random: Random): number {
-  const { temperature, topP, topK, minP } = options;
+  const { temperature, topK, minP } = options;
   const best = argmax(logits);
   const top = logits[best] ?? Number.NaN;
   checkLargestLogit(top);
