@@ -24,6 +24,12 @@ const harmlessValues: Readonly<Record<string, readonly unknown[]>> = {
   n_shared_experts: [0],
 };
 
+/** FP8 changes how weights are stored, which is not the configuration's; whoever reads them looks closer (src/quant/config.ts). */
+function isFp8(value: unknown): boolean {
+  const method = typeof value === "object" && value !== null && "quant_method" in value ? value.quant_method : undefined;
+  return method === "fp8" || method === "compressed-tensors";
+}
+
 export class HuggingFaceReader {
   readonly path: string;
   readonly #json: Readonly<Record<string, unknown>>;
@@ -56,6 +62,7 @@ export class HuggingFaceReader {
       const value = this.#json[key];
       if (value === undefined || value === null || harmless.includes(value)) continue;
       if (key === "attention_bias" && attentionBiasIsImplied) continue;
+      if (key === "quantization_config" && isFp8(value)) continue;
       const allowed = harmless.length === 0 ? "it absent" : JSON.stringify(harmless[0]);
       throw new MoeError("unsupported", `${this.path}: ${key} ${JSON.stringify(value)} is not supported (expected ${allowed})`);
     }

@@ -3,7 +3,7 @@ import { hasExperts, windowOfLayer, type MoeConfig, type ModelConfig } from "../
 import { Attention, Block, Experts, FeedForward, Linear, MoeBlock, RmsNorm, Router, SharedExpert } from "../nn/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
-import type { ParameterSpec } from "./parameters.ts";
+import { mayBeFp8, type ParameterSpec } from "./parameters.ts";
 
 /** Parameters by name, with errors that say which one is wrong. */
 export class ParameterMap {
@@ -17,11 +17,12 @@ export class ParameterMap {
     if (tensor === undefined) throw new MoeError("shape", `model parameters: expected ${name}, it is missing`);
     return tensor;
   }
-  /** The parameters must be exactly these. Throws `shape`. */
+  /** The parameters must be exactly these, matrices of layers possibly in FP8 with scales. Throws `shape`. */
   check(specs: readonly ParameterSpec[]): void {
     for (const { name, shape, dtype } of specs) {
-      const { shape: got, dtype: gotDtype } = this.get(name);
-      if (got.join() === shape.join() && gotDtype === dtype) continue;
+      const { shape: got, dtype: gotDtype, scales } = this.get(name);
+      const fits = gotDtype === dtype || (gotDtype === "fp8" && scales !== null && mayBeFp8({ name }));
+      if (got.join() === shape.join() && fits) continue;
       throw new MoeError("shape", `model parameters: expected ${name} [${shape.join(", ")}] ${dtype}, got [${got.join(", ")}] ${gotDtype}`);
     }
     const known = new Set(specs.map(({ name }) => name));

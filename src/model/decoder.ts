@@ -9,7 +9,15 @@
  * Legend: T tokens, H hidden, V vocabulary, E experts, K choices, R chosen rows.
  */
 import { hasExperts, type ModelConfig } from "../config/model.ts";
-import { RmsNorm, RotaryEmbedding, type AttentionInput, type Block, type LayerCache, type Routing, type RoutingContext } from "../nn/index.ts";
+import {
+  RmsNorm,
+  RotaryEmbedding,
+  type AttentionInput,
+  type Block,
+  type LayerCache,
+  type Routing,
+  type RoutingContext,
+} from "../nn/index.ts";
 import { embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Batch } from "./batch.ts";
@@ -143,10 +151,10 @@ export class Decoder implements Disposable {
     throw new MoeError("configuration", "training a model whose parameters ask for no gradient: load it with mapped: false");
   }
 
-  /** Bytes of all parameters. */
+  /** Bytes of all parameters, scales included. */
   get numBytes(): number {
     let bytes = 0;
-    for (const tensor of this.parameters.values()) bytes += tensor.byteLength;
+    for (const tensor of this.parameters.values()) bytes += tensor.byteLength + (tensor.scales?.values.byteLength ?? 0);
     return bytes;
   }
   /** Frees the parameters, their gradients and the rotary table. */

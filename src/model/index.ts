@@ -1,6 +1,14 @@
 /** The decoder, its parameters, its caches, and models in and out of folders. */
 export { batchOfDocuments, type Batch } from "./batch.ts";
-export { Decoder, type DecoderCache, type ForwardOptions, type HiddenOutput, type LayerRouting, type LossOptions, type LossOutput } from "./decoder.ts";
+export {
+  Decoder,
+  type DecoderCache,
+  type ForwardOptions,
+  type HiddenOutput,
+  type LayerRouting,
+  type LossOptions,
+  type LossOutput,
+} from "./decoder.ts";
 export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
 export { KvCache, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
 export { blockTokens, PagedCache, type PagedCacheOptions, type PagedEntry, type PagedSequence } from "./paged-cache.ts";

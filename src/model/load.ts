@@ -2,16 +2,16 @@
  * A model from a folder in Hugging Face form (`config.json` and safetensors, one file or shards), or from one GGUF file.
  *
  * Where a parameter is one tensor of the file in the type and layout that the model wants, and the backend can map files, its
- * memory is the file's own and nothing is copied; everything else is read in pieces of a few megabytes and converted on the
- * way. That the files fit the configuration is checked where they are opened (source.ts).
+ * memory is the file's own and nothing is copied (experts that lie one after another in a file, too); everything else is read in pieces of a few megabytes and converted on the
+ * way. FP8 matrices stay one byte a weight, with their scales beside them. That the files fit the configuration is checked where they are opened (source.ts).
  */
 import type { MappedFile } from "../backend/backend.ts";
-import { dtypeBytes } from "../backend/kernels.ts";
+import { dtypeBytes, type Fp8Scaling } from "../backend/kernels.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
-import { fileError } from "../util/errors.ts";
+import { fileError, MoeError } from "../util/errors.ts";
 import { Decoder } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
-import { asParameter, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
+import { asParameter, mayBeFp8, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
 import { openModelSource, type ModelSource, type RawTensor } from "./source.ts";
 
 export interface LoadOptions {
@@ -22,6 +22,8 @@ export interface LoadOptions {
    * included. False: every parameter is a copy that trains.
    */
   readonly mapped?: boolean;
+  /** What to do with FP8 matrices: "keep" (default) their codes and scales, or make plain matrices of them. */
+  readonly quantized?: "keep" | "dequantize";
 }
 
 /** Elements read and converted at once. */
@@ -38,7 +40,17 @@ const chunkElements = 1 << 20;
 export function loadModel(engine: Engine, path: string, options: LoadOptions = {}): Decoder {
   using source = openModelSource(path);
   const dtype = options.dtype ?? source.dtype;
+  if (options.mapped === false && options.quantized !== "dequantize") refuseToTrain(source);
   return new Decoder(engine, source.config, dtype, loadParameters(engine, source, parameterSpecs(source.config, dtype), options));
+}
+
+function refuseToTrain(source: ModelSource): void {
+  const name = [...source.tensors.keys()].find((tensor) => source.scales(tensor) !== null);
+  if (name === undefined) return;
+  throw new MoeError(
+    "unsupported",
+    `${source.path}: training a model of FP8 weights (${name}): train the model that it was made from, or load it with quantized: "dequantize"`,
+  );
 }
 
 /** Parameters by our names from an open model. The caller disposes them. Throws `file`. */
@@ -46,14 +58,17 @@ export function loadParameters(
   engine: Engine,
   source: ModelSource,
   specs: readonly ParameterSpec[],
-  { mapped = true }: LoadOptions = {},
+  { mapped = true, quantized = mapped ? "keep" : "dequantize" }: LoadOptions = {},
 ): Map<string, Tensor> {
   const maps = mapped ? new FileMaps(engine) : null;
   const parameters = new Map<string, Tensor>();
   try {
     for (const spec of specs) {
       const pieces = huggingFacePieces(spec, source.layout, source.config);
-      const tensor = (maps === null ? null : mappedTensor(maps, source, spec, pieces)) ?? copiedTensor(engine, source, spec, pieces);
+      const scaling = quantized === "keep" ? fp8ScalingOf(source, spec, pieces) : null;
+      const stored = scaling === null ? spec : { ...spec, dtype: "fp8" as const };
+      const tensor = (maps === null ? null : mappedTensor(maps, source, stored, pieces)) ?? copiedTensor(engine, source, stored, pieces);
+      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, pieces) };
       if (spec.name.includes(".moe.router.")) requireFinite(source, pieces);
       if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);
@@ -91,7 +106,7 @@ class FileMaps {
     this.engine = engine;
   }
   /** A tensor over bytes of a file, or null where this backend maps no files. Unowned: the caller disposes it. */
-  tensor(path: string, offset: number, spec: ParameterSpec): Tensor | null {
+  tensor(path: string, offset: number, spec: StoredSpec): Tensor | null {
     let map = this.#maps.get(path);
     if (map === undefined) {
       map = { file: this.engine.backend.mapFile(path), users: 1 };
@@ -118,13 +133,46 @@ class FileMaps {
   }
 }
 
-function mappedTensor(maps: FileMaps, source: ModelSource, spec: ParameterSpec, [piece, ...more]: readonly Piece[]): Tensor | null {
-  if (piece === undefined || more.length > 0) return null;
-  const raw = source.raw(piece.name);
-  return raw === null || raw.dtype !== spec.dtype ? null : maps.tensor(raw.path, raw.offset, spec);
+/** A parameter as it lies in memory. */
+type StoredSpec = Omit<ParameterSpec, "dtype"> & { readonly dtype: ModelDType | "fp8" };
+
+/** The kind of scales of a matrix of a layer all of whose pieces are FP8 with the same kind; null for others, which become plain. */
+function fp8ScalingOf(source: ModelSource, spec: ParameterSpec, pieces: readonly Piece[]): Fp8Scaling | null {
+  if (!mayBeFp8(spec)) return null;
+  const kinds = new Set(pieces.map(({ name }) => source.scales(name)?.scaling ?? null));
+  const [kind = null] = kinds;
+  return kinds.size === 1 ? kind : null;
 }
 
-function copiedTensor(engine: Engine, source: ModelSource, spec: ParameterSpec, pieces: readonly Piece[]): Tensor {
+/** The scales of all pieces, one after another, as an f32 tensor of no scope. */
+function scalesTensor(engine: Engine, source: ModelSource, pieces: readonly Piece[]): Tensor {
+  const all = pieces.map(({ name }) => source.scales(name)?.values ?? new Float32Array(0));
+  const values = new Float32Array(all.reduce((n, { length }) => n + length, 0));
+  let at = 0;
+  for (const part of all) {
+    values.set(part, at);
+    at += part.length;
+  }
+  const tensor = engine.detached([values.length], "f32");
+  engine.backend.write(tensor.ptr, values);
+  return tensor;
+}
+
+/** Null where the pieces are not one run of bytes of one file, of the parameter's type. */
+function mappedTensor(maps: FileMaps, source: ModelSource, spec: StoredSpec, pieces: readonly Piece[]): Tensor | null {
+  const bytes = dtypeBytes[spec.dtype];
+  let first: { readonly path: string; readonly start: number } | null = null;
+  for (const { name, fileOffset, offset } of pieces) {
+    const raw = source.raw(name);
+    if (raw === null || raw.dtype !== spec.dtype) return null;
+    const start = raw.offset + (fileOffset - offset) * bytes;
+    first ??= { path: raw.path, start };
+    if (raw.path !== first.path || start !== first.start) return null;
+  }
+  return first === null ? null : maps.tensor(first.path, first.start, spec);
+}
+
+function copiedTensor(engine: Engine, source: ModelSource, spec: StoredSpec, pieces: readonly Piece[]): Tensor {
   const tensor = engine.detached(spec.shape, spec.dtype);
   try {
     for (const piece of pieces) {

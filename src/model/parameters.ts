@@ -27,6 +27,13 @@ export interface ParameterSpec {
   readonly trains: boolean;
 }
 
+/** Whether a parameter may be kept in FP8: the matrices of layers that linear layers and experts multiply by. Not routers, embeddings, head or norms. */
+export function mayBeFp8({ name }: Pick<ParameterSpec, "name">): boolean {
+  return /^layers\.\d+\.(attention\.(query|key|value|output)\.weight|feedForward\.\w+\.weight|moe\.experts\.\w+|moe\.shared\.(gate|up|down)\.weight)$/.test(
+    name,
+  );
+}
+
 /** All parameters of a model. A tied embedding is one parameter, `embedding.weight`. */
 export function parameterSpecs(config: ModelConfig, dtype: ModelDType): ParameterSpec[] {
   const specs: ParameterSpec[] = [];

@@ -14,15 +14,18 @@ import type { ModelWeights } from "../checkpoint/model-weights.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { fileError, MoeError } from "../util/errors.ts";
+import { checkQuantizationConfig } from "../quant/index.ts";
+import { fileError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
 import { didYouMean } from "../util/nearest.ts";
 import { expertLayoutOf, huggingFacePieces, isIgnorableName, type ExpertLayout, type Piece } from "./names.ts";
 import { parameterSpecs, type ModelDType } from "./parameters.ts";
+import { StoredFp8, type StoredScales } from "./stored-fp8.ts";
 
 /** Bytes of a tensor that are stored exactly as a parameter of type `dtype` is. */
 export interface RawTensor {
-  readonly dtype: ModelDType;
+  /** `fp8`: E4M3 codes, of a tensor with scales (`ModelSource.scales`). */
+  readonly dtype: ModelDType | "fp8";
   /** File that holds them, and where. */
   readonly path: string;
   readonly offset: number;
@@ -41,9 +44,11 @@ export interface ModelSource extends Disposable {
   /** Nearest plain type to what matrices are stored in; F16 for quantized ones, whose scales have that type. */
   readonly storedAs: "F32" | "F16" | "BF16";
   readonly tensors: ReadonlyMap<string, { readonly shape: readonly number[] }>;
-  /** Fills `into` with elements from element `from` on, converted to f32. */
+  /** Scales of a matrix that is stored as FP8 codes, by its name; null for other tensors. */
+  scales(name: string): StoredScales | null;
+  /** Fills `into` with elements from element `from` on, converted to f32: of an FP8 matrix the weights, scales applied. */
   readFloat32(name: string, into: Float32Array, from: number): void;
-  /** Null where the tensor is stored as something else than f32 or bf16 in our order. */
+  /** Null where the tensor is stored as something else than f32, bf16 or FP8 (E4M3) in our order. */
   raw(name: string): RawTensor | null;
 }
 
@@ -78,6 +83,7 @@ export function openModelSource(path: string): ModelSource {
   if (found.format === "gguf") return ggufSource(openGgufWeights(found.file));
   const { json, path: configPath } = readConfigJson(found.folder);
   const config = fromHuggingFaceConfig(json, configPath);
+  checkQuantizationConfig((json as Record<string, unknown>)["quantization_config"], configPath);
   return safetensorsSource(openModelWeights(found.folder), config);
 }
 
@@ -91,25 +97,44 @@ function typeOf(stored: string | undefined): Pick<ModelSource, "dtype" | "stored
 
 /** Takes ownership of `weights`, also when it throws. */
 function safetensorsSource(weights: ModelWeights, config: ModelConfig): ModelSource {
-  return owned(weights, () => ({
+  return owned(weights, () => {
+    const quantized = new StoredFp8(weights, config);
+    return safetensorsReader(weights, config, quantized, checkTensors(quantized.withoutScales, config));
+  });
+}
+
+const rawTypes: Readonly<Record<string, RawTensor["dtype"]>> = { F32: "f32", BF16: "bf16", F8_E4M3: "fp8" };
+
+function safetensorsReader(
+  weights: ModelWeights,
+  config: ModelConfig,
+  quantized: StoredFp8,
+  layout: ExpertLayout,
+): Omit<ModelSource, typeof Symbol.dispose> {
+  return {
     path: weights.path,
     config,
-    layout: checkTensors(weights, config),
+    layout,
     ...typeOf(weights.tensors.get(embedding)?.dtype),
-    tensors: weights.tensors,
-    readFloat32: (name, into, from) => weights.readFloat32(name, into, from),
+    tensors: quantized.withoutScales.tensors,
+    scales: (name) => quantized.scales(name),
+    readFloat32: (name, into, from) => {
+      if (weights.tensors.get(name)?.dtype === "F8_E4M3") quantized.readFloat32(name, into, from);
+      else weights.readFloat32(name, into, from);
+    },
     raw: (name) => {
       const entry = weights.entry(name);
       const file = weights.files.find((candidate) => candidate.tensors.get(name) === entry);
-      if (file === undefined || (entry.dtype !== "F32" && entry.dtype !== "BF16")) return null;
+      const dtype = rawTypes[entry.dtype];
+      if (file === undefined || dtype === undefined) return null;
       return {
-        dtype: entry.dtype === "F32" ? "f32" : "bf16",
+        dtype,
         path: file.path,
         offset: entry.offset,
         read: (into, fromByte) => weights.read(name, into, fromByte),
       };
     },
-  }));
+  };
 }
 
 /**
@@ -126,6 +151,7 @@ function ggufSource(weights: GgufWeights): ModelSource {
       layout,
       ...typeOf(weights.file.entry(weights.entry(embedding).ggufName).type),
       tensors: weights.tensors,
+      scales: () => null,
       readFloat32: (name, into, from) => weights.readFloat32(name, into, from),
       raw: () => null,
     };
@@ -152,8 +178,6 @@ function checkTensors(weights: Pick<ModelSource, "path" | "tensors">, config: Mo
   const pieces = parameterSpecs(config, "f32").flatMap((spec) => huggingFacePieces(spec, layout, config));
   const expected = new Set(pieces.map(({ name }) => name));
   const unexpected = [...weights.tensors.keys()].filter((name) => !expected.has(name) && !isIgnorableName(name, config));
-  const scale = unexpected.find((name) => name.endsWith(".weight_scale"));
-  if (scale !== undefined) throw new MoeError("unsupported", `${weights.path}: quantized weights (${scale})`);
   for (const piece of pieces) checkTensor(weights, config, piece, unexpected);
   if (unexpected.length === 0) return layout;
   const some = unexpected.slice(0, 5).join(", ") + (unexpected.length > 5 ? `, ... (${unexpected.length} in all)` : "");

@@ -3,7 +3,7 @@
  * computing is here; two engines do not know each other.
  */
 import type { Backend } from "../backend/backend.ts";
-import { dtypeBytes, dtypeCodes, type DType } from "../backend/kernels.ts";
+import { dtypeBytes, dtypeCodes, fp8Formats, type DType } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Tape } from "./tape.ts";
 import { numElements, Storage, Tensor, type Shape } from "./tensor.ts";
@@ -82,7 +82,7 @@ export class Engine implements Disposable {
     this.fillZero(tensor);
     return tensor;
   }
-  /** A tensor with these elements; f32 data is rounded when `dtype` is bf16. */
+  /** A tensor with these elements; f32 data is rounded when `dtype` is bf16, f16 or fp8. */
   from(data: ArrayLike<number>, shape: Shape, dtype: DType): Tensor {
     if (data.length !== numElements(shape)) {
       throw new MoeError("shape", `${data.length} elements for a tensor of shape [${shape.join(", ")}]`);
@@ -113,7 +113,11 @@ export class Engine implements Disposable {
   /** out = x converted to out's dtype; the shapes hold the same number of elements. */
   cast(out: Tensor, x: Tensor): void {
     if (out.size !== x.size) throw new MoeError("shape", `cast of ${x.size} elements into ${out.size}`);
-    this.backend.kernels.cast(out.ptr, x.ptr, x.size, dtypeCodes[out.dtype], dtypeCodes[x.dtype]);
+    const { kernels } = this.backend;
+    // fp8 is E4M3 here, without a scale: beyond 448 it saturates.
+    if (out.dtype === "fp8") kernels.castToFp8(out.ptr, x.ptr, x.size, 1, dtypeCodes[x.dtype], fp8Formats.e4m3);
+    else if (x.dtype === "fp8") kernels.castFromFp8(out.ptr, x.ptr, x.size, 1, dtypeCodes[out.dtype], fp8Formats.e4m3);
+    else kernels.cast(out.ptr, x.ptr, x.size, dtypeCodes[out.dtype], dtypeCodes[x.dtype]);
   }
 
   [Symbol.dispose](): void {

@@ -1,7 +1,7 @@
 /** Tensors, the autograd tape and the ops: everything that layers are written with. */
 export { Engine } from "./engine.ts";
 export { Tape, recompute, recomputeMany, type GradTarget } from "./tape.ts";
-export { numElements, Storage, Tensor, type ParameterState, type Shape } from "./tensor.ts";
+export { numElements, Storage, Tensor, type ParameterState, type Shape, type WeightScales } from "./tensor.ts";
 export { attention, type AttentionOptions } from "./ops/attention.ts";
 export {
   balanceLoss,

@@ -5,7 +5,7 @@
  *
  * Autograd identifies a value by `valueId`: views of all elements share it, so their gradients are one buffer.
  */
-import { dtypeBytes, type DType, type Ptr } from "../backend/kernels.ts";
+import { dtypeBytes, type DType, type Fp8Scaling, type Ptr } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Engine } from "./engine.ts";
 
@@ -54,6 +54,12 @@ export interface ParameterState {
   gradIsSet: boolean;
 }
 
+/** Scales of an fp8 weight [N, K] or [E, N, K]: f32, for each matrix one, [N], or [ceil(N / 128), ceil(K / 128)]. A weight is code * scale. */
+export interface WeightScales {
+  readonly scaling: Fp8Scaling;
+  readonly values: Tensor;
+}
+
 export class Tensor implements Disposable {
   readonly engine: Engine;
   readonly storage: Storage;
@@ -65,6 +71,8 @@ export class Tensor implements Disposable {
   requiresGrad = false;
   /** Set on parameters only. */
   parameter: ParameterState | null = null;
+  /** Set on fp8 weights only, and owned by the tensor: disposed with it. Views and rows do not have them. */
+  scales: WeightScales | null = null;
   #disposed = false;
 
   /** Takes over one reference of `storage`. Use `engine.empty`, `engine.from` and the ops rather than this. */
@@ -121,6 +129,7 @@ export class Tensor implements Disposable {
     const handle = new Tensor(this.engine, this.storage.retain(), this.byteOffset, this.shape, this.dtype, this.valueId);
     handle.requiresGrad = this.requiresGrad;
     handle.parameter = this.parameter;
+    if (this.scales !== null) handle.scales = { scaling: this.scales.scaling, values: this.scales.values.retain() };
     return handle;
   }
   #share(byteOffset: number, shape: Shape, valueId: number): Tensor {
@@ -133,7 +142,7 @@ export class Tensor implements Disposable {
     return this.engine.adopt(tensor);
   }
 
-  /** A copy of the elements as f32 (converted when bf16 or f16). */
+  /** A copy of the elements as f32 (converted when bf16, f16 or fp8; scales are not applied). */
   toFloat32Array(): Float32Array {
     if (this.dtype === "f32") return this.#read(new Float32Array(this.size));
     using converted = this.engine.detached(this.shape, "f32");
@@ -159,6 +168,7 @@ export class Tensor implements Disposable {
     if (this.#disposed) return;
     this.#disposed = true;
     this.storage.release();
+    this.scales?.values.dispose();
   }
   [Symbol.dispose](): void {
     this.dispose();

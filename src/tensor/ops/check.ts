@@ -30,6 +30,9 @@ export function expectTensor(
 /** What activations and matrices may be. */
 export const computeDtypes = ["f32", "bf16"] as const satisfies readonly DType[];
 
+/** What the weights of linear layers may be. */
+export const weightDtypes = ["f32", "bf16", "fp8"] as const satisfies readonly DType[];
+
 /** The element type of an operand that takes part in arithmetic. */
 export function computeCode(operation: string, operand: string, x: Tensor): DTypeCode {
   if (x.dtype !== "f32" && x.dtype !== "bf16") throw shapeError(operation, operand, "f32 or bf16", x);

@@ -1,23 +1,25 @@
 /**
  * Matrix products with a weight: `linear`, and `groupedLinear` over the experts of a MoE layer, where every run of rows has
- * its own matrix. Weights are [out features, in features], as in checkpoints.
+ * its own matrix. Weights are [out features, in features], as in checkpoints: f32, bf16, or (no gradient then) fp8 with scales.
  *
  * Legend: M rows, K input features, N output features, E experts, R rows of all experts.
  */
 import { dtypeCodes, type DType } from "../../backend/kernels.ts";
 import type { Tensor } from "../tensor.ts";
-import { computeCode, computeDtypes, expectTensor, shapeError } from "./check.ts";
+import { computeCode, computeDtypes, expectTensor, shapeError, weightDtypes } from "./check.ts";
+import { groupedLinearFp8, linearFp8, linearManyFp8 } from "./linear-fp8.ts";
 
 /**
  * [M.., N] = x[M.., K] . w[N, K]^T + bias[N] (f32). Any number of leading dimensions. The output has x's dtype unless
  * `outDtype` says otherwise (router logits in f32). Throws `shape`.
  */
 export function linear(x: Tensor, w: Tensor, bias: Tensor | null = null, { outDtype = x.dtype }: { outDtype?: DType } = {}): Tensor {
-  expectTensor("linear", "w", w, [null, null], computeDtypes);
+  expectTensor("linear", "w", w, [null, null], weightDtypes);
   const N = w.dim(0);
   const K = w.dim(1);
   if (x.shape.at(-1) !== K) throw shapeError("linear", "x", `[.., ${K}] for w [${N}, ${K}]`, x);
   if (bias !== null) expectTensor("linear", "bias", bias, [N], ["f32"]);
+  if (w.dtype === "fp8") return linearFp8(x, w, bias, outDtype);
   const { engine } = x;
   const { kernels } = engine.backend;
   const outShape = [...x.shape.slice(0, -1), N];
@@ -56,7 +58,7 @@ export interface LinearOperand {
 }
 
 /**
- * Up to three `linear`s of one x [.., K], with weights of one dtype, in x's dtype: the same values, in one kernel call where no tape records
+ * Up to three `linear`s of one x [.., K], in x's dtype: the same values, in one kernel call where no tape records and the weights have one dtype
  * (which is what decoding a token at a time is made of). Throws `shape`.
  */
 export function linearMany(x: Tensor, layers: readonly LinearOperand[]): Tensor[] {
@@ -65,12 +67,16 @@ export function linearMany(x: Tensor, layers: readonly LinearOperand[]): Tensor[
   if (a === undefined || layers.length > 3) throw shapeError("linearMany", "layers", "1 to 3", String(layers.length));
   const K = a.weight_NK.dim(-1);
   if (x.shape.at(-1) !== K) throw shapeError("linearMany", "x", `[.., ${K}] for w [${a.weight_NK.dim(0)}, ${K}]`, x);
-  if (engine.tape !== null) return layers.map(({ weight_NK, bias_N }) => linear(x, weight_NK, bias_N));
+  const { dtype, scales } = a.weight_NK;
+  // Some of them kept out of quantization, say: one by one then.
+  const alike = layers.every(({ weight_NK: w }) => w.dtype === dtype && w.scales?.scaling === scales?.scaling);
+  if (engine.tape !== null || !alike) return layers.map(({ weight_NK, bias_N }) => linear(x, weight_NK, bias_N));
   const xCode = computeCode("linearMany", "x", x);
   for (const { weight_NK, bias_N } of layers) {
-    expectTensor("linearMany", "w", weight_NK, [null, K], [a.weight_NK.dtype]);
+    expectTensor("linearMany", "w", weight_NK, [null, K], [dtype]);
     if (bias_N !== null) expectTensor("linearMany", "bias", bias_N, [weight_NK.dim(0)], ["f32"]);
   }
+  if (dtype === "fp8") return linearManyFp8(x, layers);
   const M = x.shape.slice(0, -1).reduce((n, size) => n * size, 1);
   const out = layers.map(({ weight_NK }) => engine.empty([...x.shape.slice(0, -1), weight_NK.dim(0)], x.dtype));
   engine.backend.kernels.linearForwardMany(
@@ -101,10 +107,11 @@ export function linearMany(x: Tensor, layers: readonly LinearOperand[]): Tensor[
  * `dispatch` makes it); experts may have no rows. Output in x's dtype. Throws `shape`.
  */
 export function groupedLinear(x: Tensor, w: Tensor, offsets: Tensor): Tensor {
-  expectTensor("groupedLinear", "w", w, [null, null, null], computeDtypes);
+  expectTensor("groupedLinear", "w", w, [null, null, null], weightDtypes);
   const [E, N, K] = [w.dim(0), w.dim(1), w.dim(2)];
   expectTensor("groupedLinear", "x", x, [null, K], computeDtypes);
   expectTensor("groupedLinear", "offsets", offsets, [E + 1], ["i32"]);
+  if (w.dtype === "fp8") return groupedLinearFp8(x, w, offsets);
   const { engine } = x;
   const { kernels } = engine.backend;
   const xCode = dtypeCodes[x.dtype];
