@@ -117,11 +117,7 @@ export function sampleToken(
   prompt: Iterable<number> = [],
   output: Iterable<number> = [],
 ): number {
-  return drawToken(
-    adjustsLogits(options) ? adjustLogits(logits.slice(), options, historyOf(prompt, output)) : logits,
-    options,
-    random,
-  );
+  return drawToken(adjustsLogits(options) ? adjustLogits(logits.slice(), options, historyOf(prompt, output)) : logits, options, random);
 }
 
 /** Adds bias and penalties in place. Returns `logits`. */

@@ -117,7 +117,10 @@ export class ServingEngine implements Disposable {
     const blockBytes = PagedCache.blockBytes(model.config, cacheDtype);
     const numBlocks = Math.floor(cacheBytes / blockBytes);
     if (!(numBlocks >= 1))
-      throw new MoeError("configuration", `serving: a KV cache of ${cacheBytes} bytes holds no block of ${blockTokens} tokens (${blockBytes} bytes)`);
+      throw new MoeError(
+        "configuration",
+        `serving: a KV cache of ${cacheBytes} bytes holds no block of ${blockTokens} tokens (${blockBytes} bytes)`,
+      );
     this.model = model;
     this.tokenizer = tokenizer;
     this.maxContext = Math.min(maxContext, numBlocks * blockTokens);
@@ -379,8 +382,7 @@ export class ServingEngine implements Disposable {
     this.#counts.generatedTokens++;
     group.firstTokenMs ??= performance.now() - group.submitted;
     // An id that ends the choice is not part of it.
-    if (typeof stoppedBy !== "number")
-      this.#tell(group, { type: "token", choice: sequence.choice, id, text, logprobs });
+    if (typeof stoppedBy !== "number") this.#tell(group, { type: "token", choice: sequence.choice, id, text, logprobs });
     if (end !== null && !task.finished) this.#finish(task, end, stoppedBy, null);
     return id;
   }

@@ -85,7 +85,12 @@ function rowsOf(logits_RV: Tensor): (i: number) => Omit<StepRow, "place"> {
       best: () => {
         bests ??= find();
         const best = bests[i] ?? 0;
-        checkLargestLogit(logits_RV.view(-1, 1).rows(i * V + best, i * V + best + 1).item());
+        checkLargestLogit(
+          logits_RV
+            .view(-1, 1)
+            .rows(i * V + best, i * V + best + 1)
+            .item(),
+        );
         return best;
       },
     };

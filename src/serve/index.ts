@@ -1,4 +1,5 @@
 /** The serving engine. */
+export { ChatSession, type ChatReply, type ChatSessionOptions } from "./chat.ts";
 export type { Drafter, DraftRequest } from "./drafter.ts";
 export { ServingEngine, type ServingOptions, type ServingStats } from "./engine.ts";
 export type {

@@ -17,15 +17,27 @@ describe("a step's plan", () => {
   });
   test("uses the whole budget where there is work for it, never more, and always lets the oldest go on", () => {
     fc.assert(
-      fc.property(fc.array(fc.integer({ min: 1, max: 3000 }), { minLength: 1, maxLength: 20 }), fc.integer({ min: 1, max: 600 }), (remaining, budget) => {
-        const plan = planTokens(remaining, budget);
-        const sum = plan.reduce((a, b) => a + b, 0);
-        const decoding = remaining.filter((count) => count === 1).length;
-        expect(sum).toBe(Math.max(decoding, Math.min(budget, remaining.reduce((a, b) => a + b, 0))));
-        for (const [i, count] of plan.entries()) expect(count).toBeLessThanOrEqual(remaining[i] ?? 0);
-        const oldest = remaining.findIndex((count) => count > 1);
-        if (oldest >= 0 && decoding < budget) expect(plan[oldest]).toBeGreaterThan(0);
-      }),
+      fc.property(
+        fc.array(fc.integer({ min: 1, max: 3000 }), { minLength: 1, maxLength: 20 }),
+        fc.integer({ min: 1, max: 600 }),
+        (remaining, budget) => {
+          const plan = planTokens(remaining, budget);
+          const sum = plan.reduce((a, b) => a + b, 0);
+          const decoding = remaining.filter((count) => count === 1).length;
+          expect(sum).toBe(
+            Math.max(
+              decoding,
+              Math.min(
+                budget,
+                remaining.reduce((a, b) => a + b, 0),
+              ),
+            ),
+          );
+          for (const [i, count] of plan.entries()) expect(count).toBeLessThanOrEqual(remaining[i] ?? 0);
+          const oldest = remaining.findIndex((count) => count > 1);
+          if (oldest >= 0 && decoding < budget) expect(plan[oldest]).toBeGreaterThan(0);
+        },
+      ),
     );
   });
 });

@@ -2,15 +2,7 @@
  * One choice of a request on its way: its tokens, how far its keys are in the cache, and how the next token is chosen from a
  * row of logits. Nothing here knows of other sequences: what a choice becomes is a function of its request and its index.
  */
-import {
-  adjustLogits,
-  adjustsLogits,
-  argmax,
-  checkLargestLogit,
-  drawToken,
-  StoppedText,
-  type SamplingOptions,
-} from "../generate/index.ts";
+import { adjustLogits, adjustsLogits, argmax, checkLargestLogit, drawToken, StoppedText, type SamplingOptions } from "../generate/index.ts";
 import type { PagedSequence } from "../model/index.ts";
 import type { DecodeStream, Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";

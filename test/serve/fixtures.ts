@@ -20,7 +20,11 @@ export const letters = {
   specialTokens: new Map([["\0", 0]]),
 } as unknown as Tokenizer;
 
-export async function openModel({ dtype = "f32", seed = 5, numLayers = 2 }: { dtype?: "f32" | "bf16"; seed?: number; numLayers?: number } = {}) {
+export async function openModel({
+  dtype = "f32",
+  seed = 5,
+  numLayers = 2,
+}: { dtype?: "f32" | "bf16"; seed?: number; numLayers?: number } = {}) {
   const engine = new Engine(await loadBackend({ numThreads: 2 }));
   const size = { hiddenSize: 24, ffnSize: 32, numHeads: 4, numKvHeads: 2, headDim: 6, maxPositions: 2000, initStd: 0.4 };
   const moe = { ...plainRouting, numExperts: 4, topK: 2, expertFfnSize: 32 };
@@ -47,7 +51,13 @@ export interface RequestResult {
 
 /** Queues a request and collects its events. */
 export function collect(serving: ServingEngine, request: GenerationRequest): { id: number; result: RequestResult } {
-  const choices = Array.from({ length: request.n ?? 1 }, (): ChoiceResult => ({ ids: [], text: "", logprobs: [], reason: "", error: null }));
+  const choices = Array.from({ length: request.n ?? 1 }, (): ChoiceResult => ({
+    ids: [],
+    text: "",
+    logprobs: [],
+    reason: "",
+    error: null,
+  }));
   const result: RequestResult = { choices, events: [], prompt: [], ended: false };
   const id = serving.submit(request, (event) => {
     if (result.ended) throw new Error(`event ${event.type} after the end`);
