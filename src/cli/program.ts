@@ -10,6 +10,7 @@ import { addExport } from "./commands/export.ts";
 import { addGenerate } from "./commands/generate.ts";
 import { addInspect } from "./commands/inspect.ts";
 import { addPull } from "./commands/pull.ts";
+import { addQuantize } from "./commands/quantize.ts";
 import { addQuickstart } from "./commands/quickstart.ts";
 import { addTrain } from "./commands/train.ts";
 import { addUpcycle } from "./commands/upcycle.ts";
@@ -22,7 +23,8 @@ export function createProgram(): Command {
     .exitOverride()
     .showSuggestionAfterError()
     .allowExcessArguments(false);
-  for (const add of [addQuickstart, addDoctor, addPull, addInspect, addUpcycle, addTrain, addGenerate, addEval, addExport]) add(program);
+  const verbs = [addQuickstart, addDoctor, addPull, addInspect, addUpcycle, addTrain, addGenerate, addEval, addExport, addQuantize];
+  for (const add of verbs) add(program);
   for (const command of program.commands) command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
   return program;
 }

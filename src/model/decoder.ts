@@ -36,6 +36,8 @@ export interface ForwardOptions {
   readonly routing?: RoutingContext;
   /** Layers, from the first, whose activations are recomputed in the backward pass. */
   readonly recomputeLayers?: number;
+  /** Called after each layer with the hidden states [T, H], which are valid during the call. */
+  readonly onLayer?: (x_TH: Tensor, layer: number) => void;
 }
 
 /** Routing of one layer with experts. */
@@ -95,7 +97,7 @@ export class Decoder implements Disposable {
   }
 
   /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
-  forwardHidden(batch: Batch, { cache, routing: context = {}, recomputeLayers = 0 }: ForwardOptions = {}): HiddenOutput {
+  forwardHidden(batch: Batch, { cache, routing: context = {}, recomputeLayers = 0, onLayer }: ForwardOptions = {}): HiddenOutput {
     if (cache !== undefined && this.engine.tape !== null) {
       throw new MoeError("internal", "decoder: a forward pass with a KV cache under a tape: no gradient flows through cached keys");
     }
@@ -111,6 +113,7 @@ export class Decoder implements Disposable {
       const inputs = [x_TH, batch.positions, batch.keyBase, batch.keyEnd, ropeTable, ...(context.valid ? [context.valid] : [])];
       const outputs = layer < recomputeLayers ? recomputeMany(this.engine, inputs, run) : this.engine.scope(() => run(inputs));
       x_TH = here(outputs[0]);
+      onLayer?.(x_TH, layer);
       if (hasExperts(this.config, layer)) routing.push({ layer, ...unflatten(outputs) });
       // Without a tape nobody needs the layer's input any more; with one, the tape keeps what it needs.
       before_TH.dispose();

@@ -24,5 +24,7 @@ export {
   type ModelDType,
   type ParameterSpec,
 } from "./parameters.ts";
+export { quantizeModel, type QuantizedTensor, type QuantizeOptions, type QuantizeReport } from "./quantize.ts";
+export { compareOutputs, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
 export { generationConfig, saveModel, type SaveOptions } from "./save.ts";
 export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

@@ -12,6 +12,7 @@ import { createModelWeights, type TensorDeclaration } from "../checkpoint/safete
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
 import type { Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
 import { systemError, writeFileAtomically } from "../util/files.ts";
 import type { Decoder } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
@@ -29,6 +30,9 @@ const chunkBytes = 4 << 20;
  * (path), and `configuration` where the family's `config.json` cannot express the model; weights appear whole or not at all.
  */
 export function saveModel(model: Decoder, directory: string, { maxShardBytes }: SaveOptions = {}): void {
+  const fp8 = [...model.parameters].find(([, { dtype }]) => dtype === "fp8");
+  if (fp8 !== undefined)
+    throw new MoeError("unsupported", `saving a model of FP8 weights (${fp8[0]}): its folder is what there is to copy`);
   const configJson = toHuggingFaceConfig(model.config, model.dtype === "f32" ? "float32" : "bfloat16");
   const entries = parameterSpecs(model.config, model.dtype).flatMap((spec) => {
     const tensor = model.parameters.get(spec.name);

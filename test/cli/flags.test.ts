@@ -18,6 +18,7 @@ test("verbs, arguments and options are those that were promised", () => {
       "generate <model> --prompt <text> --chat --max-tokens <n> --temperature <t> --top-p <p> --top-k <k> --repetition-penalty <x> --seed <n> --stop <text...> --dtype <type> --cache-dtype <type> --json",
       "eval <model> --tasks <names> --num-fewshot <n> --limit <n> --output-path <folder> --log-samples --resume --data <folder> --skip-broken --batch-tokens <n> --max-length <n> --seed <n> --dtype <type> --json",
       "export <model> <out> --format <format> --dtype <type> --json",
+      "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --ignore <pattern> --probe <file> --no-report --json",
     ]
   `);
 });
