@@ -301,7 +301,13 @@ export class ServingEngine implements Disposable {
       .filter(({ limit }) => limit > 0);
     if (asked.length === 0) return new Map();
     const proposals = drafter.propose(asked.map(({ task, limit }) => ({ key: task, ids: task.sequence.ids, limit })));
-    return new Map(asked.map(({ task, limit }, i) => [task, (proposals[i] ?? []).slice(0, limit)]));
+    const { vocabSize } = this.model.config;
+    const valid = (ids: readonly number[]): readonly number[] => {
+      // A draft model's vocabulary may be padded beyond ours.
+      const end = ids.findIndex((id) => id >= vocabSize);
+      return end < 0 ? ids : ids.slice(0, end);
+    };
+    return new Map(asked.map(({ task, limit }, i) => [task, valid((proposals[i] ?? []).slice(0, limit))]));
   }
 
   /** Reserves blocks for `count` tokens, if need be at the cost of the sequences that came last. Null where that is this one itself. */

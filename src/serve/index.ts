@@ -1,6 +1,7 @@
 /** The serving engine. */
 export { ChatSession, type ChatReply, type ChatSessionOptions } from "./chat.ts";
-export type { Drafter, DraftRequest } from "./drafter.ts";
+export { JsonConstraints } from "./constrain/token-mask.ts";
+export { ModelDrafter, NgramDrafter, type Drafter, type DraftRequest, type NgramOptions } from "./drafter.ts";
 export { ServingEngine, type ServingOptions, type ServingStats } from "./engine.ts";
 export type {
   GenerationEvent,

@@ -3,7 +3,7 @@ import fc from "fast-check";
 import { afterAll, afterEach, describe, expect, test, vi } from "vitest";
 import { generateIds, greedy } from "../../src/generate/index.ts";
 import { batchOfDocuments } from "../../src/model/index.ts";
-import { ServingEngine, type GenerationRequest, type ServingOptions } from "../../src/serve/index.ts";
+import { JsonConstraints, ServingEngine, type GenerationRequest, type ServingOptions } from "../../src/serve/index.ts";
 import { Random } from "../../src/util/random.ts";
 import { collect, drain, letters, openModel, vocabSize, type RequestResult } from "./fixtures.ts";
 
@@ -270,6 +270,44 @@ describe("blocks", () => {
       expect(result.choices.map(({ reason }) => reason)).toEqual(["aborted", "aborted"]);
       expect([result.ended, waiting.result.ended]).toEqual([true, true]);
     }
+  });
+});
+
+describe("a constraint", () => {
+  const constraints = new JsonConstraints(letters, vocabSize);
+  const schema = {
+    type: "object",
+    properties: { name: { type: "string", maxLength: 8 }, size: { type: "integer", minimum: 0, maximum: 40 }, ok: { type: "boolean" } },
+    required: ["name", "size", "ok"],
+    additionalProperties: false,
+  };
+  test("holds for every choice, beside requests without one, and ends the text where nothing may follow", () => {
+    using serving = open({ maxRunning: 3, tokenBudget: 40 });
+    const request = { promptIds: promptOf(30, 12), maxTokens: 200, sampling: { temperature: 2 }, constraint: constraints.schema(schema) };
+    const constrained = collect(serving, { ...request, n: 4 }).result;
+    const free = { promptIds: promptOf(30, 13), maxTokens: 20, ignoreEnd: true };
+    const other = collect(serving, free).result;
+    drain(serving);
+    for (const { text, reason } of constrained.choices) {
+      expect(reason).toBe("stop");
+      expect(JSON.parse(text)).toEqual({ name: expect.any(String), size: expect.any(Number), ok: expect.any(Boolean) });
+      expect((JSON.parse(text) as { size: number }).size).toBeLessThanOrEqual(40);
+    }
+    expect(essence(other)).toEqual(essence(alone(free)));
+    expect(essence(constrained)).toEqual(essence(alone({ ...request, n: 4 })));
+    expect(alone({ ...request, sampling: {} }).choices[0]?.reason).toBe("stop");
+  });
+  test("that no token can meet ends its request with an error, and no other", () => {
+    using serving = open();
+    // The vocabulary has no bytes beyond ASCII.
+    const stuck = collect(serving, { promptIds: [1], maxTokens: 20, constraint: constraints.schema({ const: "\u00e9" }) }).result;
+    const other = collect(serving, { promptIds: [2], maxTokens: 5, ignoreEnd: true }).result;
+    drain(serving);
+    expect(stuck.choices[0]).toMatchObject({
+      reason: "error",
+      error: { message: "constraint: no token of the vocabulary can go on from here" },
+    });
+    expect(other.choices[0]?.ids).toHaveLength(5);
   });
 });
 
