@@ -86,7 +86,8 @@ function describe(report: QuantizeReport, outputs: OutputErrors | null, advice: 
       ? ["outputs not compared"]
       : [
           `perplexity on ${outputs.numTokens} tokens: ${outputs.perplexityBefore.toFixed(4)} before, ${outputs.perplexityAfter.toFixed(4)} after (${(100 * (outputs.perplexityAfter / outputs.perplexityBefore - 1)).toFixed(2)}%)`,
-          `error of the hidden states: ${outputs.layers.map(({ relativeError }) => `${(100 * relativeError).toFixed(1)}%`).join(" ")}`,
+          `error of the hidden states, layer by layer: ${outputs.layers.map(({ relativeError }) => `${(100 * relativeError).toFixed(1)}%`).join(" ")}`,
+          `divergence of the output with one layer in FP8, 1e-6 nats a token: ${outputs.layers.map(({ divergence }) => (1e6 * divergence).toFixed(0)).join(" ")}`,
         ]),
     ...advice.map((line) => `suggestion: ${line}`),
   ].join("\n");
