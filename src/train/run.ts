@@ -16,6 +16,7 @@ import type { Dataset } from "../data/index.ts";
 import { Decoder, loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
+import { lockFolder } from "../util/lock.ts";
 import { checkVocabulary } from "./batch.ts";
 import {
   pruneCheckpoints,
@@ -27,7 +28,6 @@ import {
   type TrainingState,
 } from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
-import { lockRunFolder } from "./lock.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
 import {
@@ -94,7 +94,7 @@ export interface TrainResult {
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const { config, runFolder, engine, signal, onEvent, resume = false } = options;
   makeRunFolder(runFolder);
-  using _ = lockRunFolder(runFolder);
+  using _ = lockFolder(runFolder, "a run folder that no process trains in");
   const checkpoint = openRunFolder(runFolder, resume);
   const state = checkpoint === null ? null : readCheckpointState(checkpoint);
   if (checkpoint !== null) warnOfChanges(options, checkpoint);

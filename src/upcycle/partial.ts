@@ -2,7 +2,7 @@
  * An output folder under construction that survives its writer. Everything goes to `<out>.partial`: `plan.json` says what is being
  * made of what (a fingerprint), `progress.jsonl` gets the SHA-256 of each tensor when its bytes are written. Who comes back with the same
  * plan verifies the recorded tensors by their hashes and goes on after the last that is whole; another plan begins anew.
- * Before `publish` there is no `config.json` in the folder, so it never loads as a model.
+ * There is no `config.json` in the folder before its weights are whole and on the disk, so it never loads as half a model.
  *
  * Files are flushed to the disk when they are complete. A hash recorded for bytes that a power cut took is found out by verifying.
  */
@@ -11,11 +11,19 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import type { PlannedFile } from "../checkpoint/safetensors-writer.ts";
 import { MoeError } from "../util/errors.ts";
-import { openForReading, readFully, syncDirectory, systemError, writeFileAtomically, writeFully } from "../util/files.ts";
+import {
+  openForReading,
+  readFully,
+  removeTemporaries,
+  syncDirectory,
+  systemError,
+  writeFileAtomically,
+  writeFully,
+} from "../util/files.ts";
+import { lockFolder, lockName } from "../util/lock.ts";
 
 const planName = "plan.json";
 const progressName = "progress.jsonl";
-const lockName = "lock";
 const chunkBytes = 4 << 20;
 
 /** Small pieces are gathered up to so many bytes before they go to the file; large ones go at once. */
@@ -36,19 +44,21 @@ export class PartialFolder implements Disposable {
   readonly #hashes: string[] = [];
   readonly #resumed: number;
   readonly #pending = new Uint8Array(writeBytes);
+  #lock: Disposable | null = null;
   #progress: number | null = null;
   #open: { readonly file: PlannedFile; readonly fd: number } | null = null;
 
   /**
-   * Takes `<out>.partial` over or begins it. `fingerprint` names everything that the output depends on. Throws `usage` where another
-   * process is at it or something else is in the way, `resource`, `file`.
+   * Takes `<out>.partial` over or begins it. `fingerprint` names everything that the output depends on. Throws `usage` where
+   * something else is in the way, `resource` (also where another process is at it), `file`.
    */
   constructor(out: string, files: readonly PlannedFile[], fingerprint: string) {
     this.#out = out;
     this.folder = `${out}.partial`;
     this.#places = files.flatMap((file) => file.placements.map((place) => ({ file, ...place })));
     try {
-      this.#lock();
+      this.#lock = this.#claim();
+      removeTemporaries(this.folder);
       this.#resumed = this.#takeOver(fingerprint) ? this.#verify() : this.#begin(fingerprint);
       fs.truncateSync(path.join(this.folder, progressName), this.#journalBytes());
       this.#progress = fs.openSync(path.join(this.folder, progressName), "a");
@@ -67,18 +77,13 @@ export class PartialFolder implements Disposable {
     return this.#hashes;
   }
 
-  #lock(): void {
+  #claim(): Disposable {
     fs.mkdirSync(this.folder, { recursive: true });
-    const lock = path.join(this.folder, lockName);
     const names = fs.readdirSync(this.folder);
     if (names.length > 0 && !names.includes(planName) && !names.every((name) => name === lockName || name.endsWith(".tmp"))) {
       throw new MoeError("usage", `upcycle: ${this.folder}: expected nothing, or what an upcycling left; move it away`);
     }
-    const holder = fs.existsSync(lock) ? Number(fs.readFileSync(lock, "utf8")) : 0;
-    if (Number.isSafeInteger(holder) && holder > 0 && holder !== process.pid && isAlive(holder)) {
-      throw new MoeError("usage", `upcycle: ${this.folder}: process ${holder} is writing it`);
-    }
-    fs.writeFileSync(lock, String(process.pid));
+    return lockFolder(this.folder, "an unfinished output that no process is writing");
   }
   #takeOver(fingerprint: string): boolean {
     try {
@@ -89,12 +94,13 @@ export class PartialFolder implements Disposable {
     }
   }
   #begin(fingerprint: string): 0 {
+    // The plan is replaced, never gone: without one the folder would be somebody else's to whoever comes after a kill.
     for (const name of fs.readdirSync(this.folder)) {
-      if (name !== lockName) fs.rmSync(path.join(this.folder, name), { recursive: true, force: true });
+      if (name !== lockName && name !== planName) fs.rmSync(path.join(this.folder, name), { recursive: true, force: true });
     }
     const tensors = this.#places.map(({ name, file, byteLength }) => ({ name, file: file.fileName, byteLength }));
-    fs.writeFileSync(path.join(this.folder, progressName), "");
     writeFileAtomically(path.join(this.folder, planName), `${JSON.stringify({ fingerprint, tensors })}\n`);
+    fs.writeFileSync(path.join(this.folder, progressName), "");
     return 0;
   }
 
@@ -209,7 +215,9 @@ export class PartialFolder implements Disposable {
     try {
       if (this.#progress !== null) fs.closeSync(this.#progress);
       this.#progress = null;
-      for (const name of [progressName, planName, lockName]) fs.rmSync(path.join(this.folder, name), { force: true });
+      for (const name of [progressName, planName]) fs.rmSync(path.join(this.folder, name), { force: true });
+      this.#lock?.[Symbol.dispose]();
+      this.#lock = null;
       syncDirectory(this.folder);
       fs.renameSync(this.folder, this.#out);
       syncDirectory(path.dirname(this.#out));
@@ -228,24 +236,11 @@ export class PartialFolder implements Disposable {
     for (const fd of [this.#progress, this.#open?.fd ?? null]) if (fd !== null) fs.closeSync(fd);
     this.#progress = null;
     this.#open = null;
-    const lock = path.join(this.folder, lockName);
-    try {
-      if (fs.existsSync(lock) && fs.readFileSync(lock, "utf8") === String(process.pid)) fs.rmSync(lock, { force: true });
-    } catch {
-      // Gone already, or the folder is not ours: nothing depends on it.
-    }
+    this.#lock?.[Symbol.dispose]();
+    this.#lock = null;
   }
 }
 
 function journalLine(index: number, hash: string): string {
   return `${index} ${hash}\n`;
-}
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    // Somebody else's process is a process.
-    return error instanceof Error && "code" in error && error.code === "EPERM";
-  }
 }

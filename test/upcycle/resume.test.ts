@@ -16,7 +16,7 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
+import { hostname, tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -83,6 +83,23 @@ describe("a killed upcycling", () => {
       expect(existsSync(`${out}.partial`)).toBe(false);
     },
   );
+  test("while it began, or wrote one of the small files, begins anew and leaves nothing behind", () => {
+    const out = join(folder, "beginning");
+    const partial = `${out}.partial`;
+    const torn = ".config.json.4194303-0a1b2c3d.tmp";
+    for (const missing of ["plan.json", "progress.jsonl"]) {
+      killed(out, 5);
+      for (const name of readdirSync(partial)) if (name !== "plan.json" || name === missing) rmSync(join(partial, name));
+      writeFileSync(join(partial, torn), "{");
+      expect(upcycle(dense, out, options).numTensorsResumed).toBe(0);
+      expect(contents(out)).toEqual(reference);
+      rmSync(out, { recursive: true });
+    }
+    killed(out, 40);
+    writeFileSync(join(partial, torn), "{");
+    expect(upcycle(dense, out, options).numTensorsResumed).toBe(40);
+    expect(contents(out)).toEqual(reference);
+  });
   test("again and again gets further each time", () => {
     const out = join(folder, "again");
     for (const at of [20, 20, 40]) killed(out, at);
@@ -144,8 +161,10 @@ describe("a killed upcycling", () => {
   test("is left alone while its process lives, and a folder of somebody else always", () => {
     const out = join(folder, "busy");
     killed(out, 5);
-    writeFileSync(join(`${out}.partial`, "lock"), String(process.ppid));
-    expect(() => upcycle(dense, out, options)).toThrow(`process ${process.ppid} is writing it`);
+    writeFileSync(join(`${out}.partial`, "lock"), JSON.stringify({ pid: process.ppid, host: hostname(), started: null }));
+    expect(() => upcycle(dense, out, options)).toThrow(
+      `an unfinished output that no process is writing, got one of process ${process.ppid}`,
+    );
     expect(readdirSync(`${out}.partial`)).toContain("progress.jsonl");
     const mine = join(folder, "mine");
     cpSync(dense, `${mine}.partial`, { recursive: true });

@@ -1,13 +1,13 @@
 /**
- * One process a run folder: `lock` holds who has it. A process that was killed leaves its lock behind, which the next one
+ * One process a folder: the file `lock` in it holds who has it. A process that was killed leaves its lock behind, which the next one
  * takes over: the file names process, its start time (numbers are used again, in containers almost always) and machine, and a
  * holder that no longer runs holds nothing. Of another machine nothing can be known: there a person decides.
  */
 import { existsSync, linkSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { hostname } from "node:os";
 import { join } from "node:path";
-import { fileError, MoeError } from "../util/errors.ts";
-import { systemError, temporaryName } from "../util/files.ts";
+import { fileError, MoeError } from "./errors.ts";
+import { systemError, temporaryName } from "./files.ts";
 
 interface Holder {
   readonly pid: number;
@@ -16,9 +16,14 @@ interface Holder {
   readonly started: string | null;
 }
 
-/** Takes the folder until it is disposed. Throws `resource` when a process that runs has it. The folder must exist. */
-export function lockRunFolder(runFolder: string): Disposable {
-  const path = join(runFolder, "lock");
+export const lockName = "lock";
+
+/**
+ * Takes the folder, which must exist, until it is disposed. Throws `resource` when a process that runs has it; `expected` is how the
+ * message calls a folder that is free ("a run folder that no process trains in").
+ */
+export function lockFolder(folder: string, expected: string): Disposable {
+  const path = join(folder, lockName);
   const own = JSON.stringify({ pid: process.pid, host: hostname(), started: startOf(process.pid) } satisfies Holder);
   // Each failure means that somebody else changed the file in between; who loses often enough is not alone.
   for (let attempt = 0; attempt < 5; attempt++) {
@@ -26,10 +31,10 @@ export function lockRunFolder(runFolder: string): Disposable {
     const found = contentOf(path);
     if (found === null) continue;
     const holder = parsed(path, found);
-    if (isRunning(holder)) throw heldBy(runFolder, path, holder);
+    if (isRunning(holder)) throw heldBy(folder, expected, path, holder);
     removeStale(path, found);
   }
-  throw new MoeError("resource", `${path}: expected to get the lock of the run, got overtaken by other processes five times`);
+  throw new MoeError("resource", `${path}: expected to get the lock, got overtaken by other processes five times`);
 }
 
 function created(path: string, content: string): boolean {
@@ -53,7 +58,7 @@ function contentOf(path: string): string | null {
 }
 
 function parsed(path: string, content: string): Holder | null {
-  // Cut short by a crash or a full disk: its writer never went on to the run.
+  // Cut short by a crash or a full disk: its writer never went on to its work.
   if (content.trim() === "") return null;
   try {
     const { pid, host, started } = JSON.parse(content) as Partial<Holder>;
@@ -61,7 +66,7 @@ function parsed(path: string, content: string): Holder | null {
   } catch {
     // Told below.
   }
-  throw fileError(path, "the process that trains here", `${JSON.stringify(content.slice(0, 100))}; remove it if none does`);
+  throw fileError(path, "the process that works here", `${JSON.stringify(content.slice(0, 100))}; remove it if none does`);
 }
 
 function isRunning(holder: Holder | null): holder is Holder {
@@ -102,9 +107,9 @@ function removeStale(path: string, found: string): void {
   }
 }
 
-function heldBy(runFolder: string, path: string, { pid, host }: Holder): MoeError {
+function heldBy(folder: string, expected: string, path: string, { pid, host }: Holder): MoeError {
   const elsewhere = host === hostname() ? "" : ` on ${host}; if it no longer runs, remove ${path}`;
-  return new MoeError("resource", `${runFolder}: expected a run folder that no process trains in, got one of process ${pid}${elsewhere}`);
+  return new MoeError("resource", `${folder}: expected ${expected}, got one of process ${pid}${elsewhere}`);
 }
 
 function release(path: string, own: string): Disposable {
