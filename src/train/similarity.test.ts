@@ -87,6 +87,18 @@ describe.each(Object.entries(backends))("the similarity of experts on the %s bac
       }
     });
   });
+  test("counts every element of long vectors, where one sum in f32 would stop growing", async () => {
+    await onEngine((engine) => {
+      // After 4096^2 = 2^24, adding 1 changes no f32.
+      const n = 1 << 18;
+      const [first, second] = [new Float32Array(n).fill(1), new Float32Array(n).fill(-1)];
+      first[0] = second[0] = 4096;
+      const long = engine.from(Float32Array.from([...first, ...second]), [2, 512, n / 512], "f32");
+      const none = engine.zeros([2, 1, 1], "f32");
+      const { mean } = weightSimilarity(new Experts(long, none, none));
+      expect(Math.abs(mean - (2 ** 24 - n + 1) / (2 ** 24 + n - 1))).toBeLessThan(2e-3);
+    });
+  });
   test("is 1 for copies, -1 for opposites in one matrix's outputs, and 0, not NaN, for an expert of zeros", async () => {
     await onEngine((engine, make) => {
       const [gate, up, down] = [make(F, H), make(F, H), make(H, F)].map((w) => [...w.toFloat32Array()]);

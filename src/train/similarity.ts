@@ -59,15 +59,15 @@ export function outputSimilarity(experts: Experts, x_TH: Tensor, maxElements = d
   const T = x_TH.dim(0);
   const width = experts.numExperts * Math.max(x_TH.dim(1), experts.gate_EFH.dim(1));
   const chunk = Math.max(1, Math.floor(maxElements / width));
-  const grams: Float32Array[] = [];
+  const grams: Float64Array[] = [];
   for (let from = 0; from < T; from += chunk) {
-    const part = (): Float32Array => gramOfOutputs(experts, x_TH.rows(from, Math.min(T, from + chunk)));
+    const part = (): Float64Array => gramOfOutputs(experts, x_TH.rows(from, Math.min(T, from + chunk)));
     grams.push(engine.withTape(null, () => engine.scope(part)));
   }
   return cosines(grams);
 }
 
-function gramOfOutputs(experts: Experts, x_TH: Tensor): Float32Array {
+function gramOfOutputs(experts: Experts, x_TH: Tensor): Float64Array {
   const { engine } = x_TH;
   const { numExperts: E } = experts;
   const [T, H] = [x_TH.dim(0), x_TH.dim(1)];
@@ -79,18 +79,29 @@ function gramOfOutputs(experts: Experts, x_TH: Tensor): Float32Array {
   return gram(experts.forward(rows, engine.from(offsets, [E + 1], "i32")).view(E, T, H));
 }
 
-/** f32 [E, E] of x [E, ...]: inner products of the experts, each flattened. */
-function gram(x: Tensor): Float32Array {
+/** Elements of an expert that are one chain of f32 additions: a sum of millions of squares would stop growing long before its end. */
+const chainElements = 1 << 14;
+
+/** [E, E] of x [E, ...]: inner products of the experts, each flattened; f32 chains, added up in f64. */
+function gram(x: Tensor): Float64Array {
   const { engine } = x;
+  const { kernels } = engine.backend;
   const E = x.dim(0);
-  using out = engine.detached([E, E], "f32");
-  const code = dtypeCodes[x.dtype];
-  engine.backend.kernels.linearForward(out.ptr, x.ptr, x.ptr, 0, E, E, x.size / E, code, code, dtypeCodes.f32);
-  return out.toFloat32Array();
+  const [N, bytes, code] = [x.size / E, x.byteLength / x.size, dtypeCodes[x.dtype]];
+  const sums = new Float64Array(E * E);
+  using products = engine.detached([E, E], "f32");
+  using piece = engine.detached([E, Math.min(N, chainElements)], x.dtype);
+  for (let from = 0; from < N; from += chainElements) {
+    const n = Math.min(chainElements, N - from);
+    kernels.copyRows(piece.ptr, x.ptr + from * bytes, E, n * bytes, n * bytes, N * bytes);
+    kernels.linearForward(products.ptr, piece.ptr, piece.ptr, 0, E, E, n, code, code, dtypeCodes.f32);
+    for (const [i, product] of products.toFloat32Array().entries()) sums[i] = (sums[i] ?? 0) + product;
+  }
+  return sums;
 }
 
 /** Cosines from Gram matrices, which are added up: those of vectors that come in parts. */
-function cosines(grams: readonly Float32Array[]): Similarity {
+function cosines(grams: readonly Float64Array[]): Similarity {
   const size = grams[0]?.length ?? 0;
   const E = Math.round(Math.sqrt(size));
   const sums = Array.from({ length: size }, (_, i) => grams.reduce((sum, values) => sum + (values[i] ?? 0), 0));
