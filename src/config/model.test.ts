@@ -35,6 +35,7 @@ test("values that contradict each other are errors that print all of them", () =
     [{ numHeads: 36, numKvHeads: 5 }, /numHeads 36 is not a multiple of numKvHeads 5/],
     [{ headDim: 127 }, /headDim 127/],
     [{ moe: { ...moe.moe, topK: 17 } }, /topK 17 is above moe.numExperts 16/],
+    [{ moe: { ...moe.moe, numExperts: 1e9 } }, /numExperts 1000000000 in numLayers 52 are more than 1048576 experts together/],
     [{ moe: { ...moe.moe, layerInterval: 53 } }, /layerInterval 53 with numLayers 52/],
     [{ moe: { ...moe.moe, numExperts: 1, topK: 1 } }, /numExperts 1/],
     [{ eosTokenIds: [2, 70_000] }, /eosTokenIds \[2,70000\] is not below vocabSize 65532/],

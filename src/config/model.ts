@@ -219,8 +219,15 @@ function tokenRules(c: ModelConfig): Rule[] {
     `${key} ${JSON.stringify(value)} is not below vocabSize ${c.vocabSize}`,
   ]);
 }
+/** Beyond any model, and little enough to list: what a damaged or hostile file claims must not fill the memory with names. */
+const mostExperts = 1 << 20;
+
 function moeRules(moe: MoeConfig, c: ModelConfig): Rule[] {
   return [
+    [
+      moe.numExperts * c.numLayers <= mostExperts,
+      `moe.numExperts ${moe.numExperts} in numLayers ${c.numLayers} are more than ${mostExperts} experts together`,
+    ],
     [moe.topK <= moe.numExperts, `moe.topK ${moe.topK} is above moe.numExperts ${moe.numExperts}`],
     [moe.layerInterval <= c.numLayers, `moe.layerInterval ${moe.layerInterval} with numLayers ${c.numLayers}: no layer has experts`],
     [

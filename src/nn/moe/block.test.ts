@@ -5,7 +5,7 @@ import { Engine, type Tensor } from "../../tensor/index.ts";
 import { Random } from "../../util/random.ts";
 import { FeedForward } from "../feed-forward.ts";
 import { Linear } from "../linear.ts";
-import { MoeBlock } from "./block.ts";
+import { MoeBlock, type Routing } from "./block.ts";
 import { droppedAssignments, droppedPerGroup, expertCapacity } from "./context.ts";
 import { Experts } from "./experts.ts";
 import { Router, type RouterSettings } from "./router.ts";
@@ -63,26 +63,63 @@ test("a layer of equal experts is the dense network, whatever the router says", 
   });
 });
 
+/** Sum over each token's choices (t, j) that are `kept` of weight times expert, one expert at a time: [T, H]. */
+function oneByOne({ experts }: MoeBlock, x_TH: Tensor, { indices_TK, weights_TK }: Routing, kept: (slot: number) => boolean): Float32Array {
+  const [indices, weights] = [indices_TK.toInt32Array(), weights_TK.toFloat32Array()];
+  const [T, K] = [indices_TK.dim(0), indices_TK.dim(1)];
+  const sum = new Float64Array(T * H);
+  for (const [slot, e] of indices.entries()) {
+    if (!kept(slot)) continue;
+    const t = Math.floor(slot / K);
+    const one = (w: Tensor): Linear => new Linear(w.rows(e, e + 1).view(w.dim(1), w.dim(2)));
+    const expert = new FeedForward(one(experts.gate_EFH), one(experts.up_EFH), one(experts.down_EHF));
+    const out = expert.forward(x_TH.rows(t, t + 1)).toFloat32Array();
+    for (let h = 0; h < H; h++) sum[t * H + h] = (sum[t * H + h] ?? 0) + (weights[slot] ?? 0) * (out[h] ?? 0);
+  }
+  return Float32Array.from(sum);
+}
+
 test("each token is the weighted sum of its experts, one by one", () => {
   onEngine((engine) => {
     const block = randomBlock(engine, 1);
     const x_TH = normal(engine, new Random(2), 7, H);
     const { y_TH, routing } = block.forward(x_TH);
-    const [y, indices, weights] = [y_TH.toFloat32Array(), routing.indices_TK.toInt32Array(), routing.weights_TK.toFloat32Array()];
-    const { gate_EFH, up_EFH, down_EHF } = block.experts;
-    for (let t = 0; t < 7; t++) {
-      const sum = new Float64Array(H);
-      for (let j = 0; j < 2; j++) {
-        const e = indices[2 * t + j] ?? -1;
-        const one = (w: Tensor): Linear => new Linear(w.rows(e, e + 1).view(w.dim(1), w.dim(2)));
-        const expert = new FeedForward(one(gate_EFH), one(up_EFH), one(down_EHF));
-        const out = expert.forward(x_TH.rows(t, t + 1)).toFloat32Array();
-        for (let h = 0; h < H; h++) sum[h] = (sum[h] ?? 0) + (weights[2 * t + j] ?? 0) * (out[h] ?? 0);
-      }
-      expect(largestGap(y.subarray(t * H, (t + 1) * H), Float32Array.from(sum))).toBeLessThan(1e-6);
-    }
+    expect(
+      largestGap(
+        y_TH.toFloat32Array(),
+        oneByOne(block, x_TH, routing, () => true),
+      ),
+    ).toBeLessThan(1e-6);
   });
 });
+
+test.each(["probability", "position"] as const)(
+  "what is kept of a token keeps its weight: it was divided before dropping (%s)",
+  (dropBy) => {
+    onEngine((engine) => {
+      const block = randomBlock(engine, 3);
+      const x_TH = normal(engine, new Random(4), 12, H);
+      const { y_TH, routing } = block.forward(x_TH, { capacity: { factor: 0.5, dropBy, pad: false } });
+      const [indices, weights] = [routing.indices_TK.toInt32Array(), routing.weights_TK.toFloat32Array()];
+      for (let t = 0; t < 12; t++) expect((weights[2 * t] ?? 0) + (weights[2 * t + 1] ?? 0)).toBeCloseTo(1, 6);
+      // Capacity 0.5 * 2 * 12 / 4 = 3.
+      const kept = new Set<number>();
+      for (let e = 0; e < E; e++) {
+        const wanting = [...indices.keys()].filter((slot) => indices[slot] === e);
+        if (dropBy === "probability") wanting.sort((a, b) => (weights[b] ?? 0) - (weights[a] ?? 0) || a - b);
+        for (const slot of wanting.slice(0, 3)) kept.add(slot);
+      }
+      const halfDropped = Array.from({ length: 12 }, (_, t) => Number(kept.has(2 * t)) + Number(kept.has(2 * t + 1)));
+      expect(halfDropped).toContain(1);
+      expect(
+        largestGap(
+          y_TH.toFloat32Array(),
+          oneByOne(block, x_TH, routing, (slot) => kept.has(slot)),
+        ),
+      ).toBeLessThan(1e-6);
+    });
+  },
+);
 
 test("normalized logits have the standard deviation lambda", () => {
   onEngine((engine) => {
@@ -139,9 +176,11 @@ test("counts sum to the assignments and an input scale reaches the experts but n
   });
 });
 
-test("capacity is the fair share times the factor, rounded up", () => {
+test("capacity is the fair share times the factor, rounded up, from one token to all", () => {
   expect(expertCapacity(1, 2, 8, 4)).toBe(4);
   expect(expertCapacity(1.25, 2, 7, 4)).toBe(5);
+  expect([5e-324, 0.1, 1e18, 1e308].map((factor) => expertCapacity(factor, 2, 8, 4))).toEqual([1, 1, 8, 8]);
+  expect(expertCapacity(1, 2, 0, 4)).toBe(0);
   expect(droppedAssignments([5, 0, 3], 2)).toBe(4);
 });
 

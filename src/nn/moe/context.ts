@@ -43,10 +43,14 @@ export interface RoutingContext {
   readonly observe?: ((layer: number, experts: Experts, x_TH: Tensor) => void) | undefined;
 }
 
-/** Assignments that an expert keeps: ceil(factor * topK * numTokens / numExperts). At least 1 wherever there is a token. */
+/**
+ * Assignments that an expert keeps: ceil(factor * topK * numTokens / numExperts). At least 1 wherever there is a token, and no more
+ * than numTokens: a token chooses an expert once.
+ */
 export function expertCapacity(factor: number, topK: number, numTokens: number, numExperts: number): number {
-  return Math.ceil((factor * topK * numTokens) / numExperts);
+  return Math.min(numTokens, Math.max(Math.sign(numTokens), Math.ceil((factor * topK * numTokens) / numExperts)));
 }
+
 /** Assignments beyond `capacity` (per expert), summed: what a group with this capacity drops, or would drop. */
 export function droppedAssignments(counts: Iterable<number>, capacity: number): number {
   let dropped = 0;
