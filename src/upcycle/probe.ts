@@ -36,7 +36,7 @@ export interface Probe {
 
 /**
  * Compares the model in `moePath` with the dense one on `ids`, in f32, and records its routing. Throws `shape` where the
- * vocabularies differ.
+ * vocabularies differ, `unsupported` for routers beyond those that upcycling writes.
  */
 export function probeUpcycled(engine: Engine, densePath: string, moePath: string, ids: ArrayLike<number>): Probe {
   using dense = openModelSource(densePath);
@@ -122,7 +122,7 @@ function hashes(source: ModelSource, config: ModelConfig, prefix: string, numExp
  * Router rows from prompts, one list of prompts (as token ids) a copy of the network: the mean over the prompts of the mean over
  * each prompt's tokens of what enters the layer's feed-forward network; less the mean over the copies, which adds the same to
  * every logit and so changes no probability; scaled to length `norm`. Prompts run as separate documents without padding, so no
- * token sees, and no mean counts, anything but its own prompt. Throws `configuration` where two lists give the same rows.
+ * token sees, and no mean counts, anything but its own prompt. Throws `configuration` for an empty list, and where lists do not differ.
  */
 export function promptRouterRows(
   engine: Engine,
@@ -130,6 +130,8 @@ export function promptRouterRows(
   prompts: readonly (readonly ArrayLike<number>[])[],
   norm: number,
 ): (layer: number) => Float32Array {
+  const empty = prompts.findIndex((list) => list.length === 0);
+  if (empty >= 0) throw new MoeError("configuration", `upcycle: router.prompts: expected at least one prompt in list ${empty}, got none`);
   using dense = openModelSource(densePath);
   const H = dense.config.hiddenSize;
   const documents = prompts.flat();

@@ -36,7 +36,24 @@ export interface StreamedHooks {
 /** Rows of the output head in memory at once. */
 const headRows = 4096;
 
-/** Runs documents through an open model; `visit` gets the logits of vocabulary entries from..from+n-1, [T, n], piece by piece. */
+/** Throws `unsupported` for routers that upcycling never writes: computed as if they were plain, they would give other numbers. */
+function requireUpcycled({ path, config: { moe } }: ModelSource): void {
+  if (moe === null) return;
+  const beyond = [
+    moe.scoring !== "softmax" && `moe.scoring ${moe.scoring}`,
+    moe.routedScale !== 1 && `moe.routedScale ${moe.routedScale}`,
+    moe.groups !== null && "moe.groups",
+    moe.gateLayers !== 1 && `moe.gateLayers ${moe.gateLayers}`,
+    moe.selectionBias && "moe.selectionBias",
+    moe.inputScale !== 1 && `moe.inputScale ${moe.inputScale}`,
+  ].filter((text) => text !== false);
+  if (beyond.length > 0) throw new MoeError("unsupported", `${path}: expected a router as upcycling makes it, got ${beyond.join(", ")}`);
+}
+
+/**
+ * Runs documents through an open model; `visit` gets the logits of vocabulary entries from..from+n-1, [T, n], piece by piece. Throws
+ * `unsupported` for routers beyond those that upcycling writes.
+ */
 export function streamedForward(
   engine: Engine,
   source: ModelSource,
@@ -44,6 +61,7 @@ export function streamedForward(
   hooks: StreamedHooks,
   visit: ((logits: Float32Array, from: number, numEntries: number) => void) | null,
 ): void {
+  requireUpcycled(source);
   engine.scope(() => {
     const { config } = source;
     const weights = new Weights(engine, source);

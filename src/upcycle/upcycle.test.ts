@@ -3,11 +3,11 @@ import { copyFileSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFile
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
-import { probeIds as ids, smallConfig as config, writeDense } from "../../test/upcycle/fixtures.ts";
+import { decoderGap, probeIds as ids, smallConfig as config, tensorOf, writeDense } from "../../test/upcycle/fixtures.ts";
 import { loadBackend } from "../backend/load.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { numActiveParams, numParams } from "../config/model-counts.ts";
-import { loadModel, openModelSource, type ModelDType } from "../model/index.ts";
+import { loadModel, type ModelDType } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { upcycle, upcycledConfig, upcycleGap, type UpcycleOptions, type UpcycleReceipt } from "./index.ts";
@@ -37,16 +37,7 @@ function upcycled(options: Partial<UpcycleOptions> = {}, from = dense.f32): { ou
   return { out, receipt: upcycle(from, out, { numExperts: 4, topK: 2, ...options }) };
 }
 function gap(out: string, from = dense.f32): number {
-  using before = loadModel(engine, from, { dtype: "f32" });
-  using after = loadModel(engine, out, { dtype: "f32" });
-  return upcycleGap(before, after, ids).maxGap;
-}
-function values(path: string, name: string): Float32Array {
-  using source = openModelSource(path);
-  const shape = source.tensors.get(name)?.shape ?? [];
-  const into = new Float32Array(shape.reduce((a, b) => a * b, 1));
-  source.readFloat32(name, into, 0);
-  return into;
+  return decoderGap(engine, from, out);
 }
 /** Everything in a folder, by name. */
 function contents(path: string): Record<string, string> {
@@ -78,7 +69,7 @@ describe("the upcycled model computes what the dense one does", () => {
     expect(routers).toEqual(["model.layers.1.block_sparse_moe.gate.weight"]);
     for (const layer of [0, 2]) {
       const name = `model.layers.${layer}.mlp.up_proj.weight`;
-      expect(values(out, name)).toEqual(values(dense.f32, name));
+      expect(tensorOf(out, name)).toEqual(tensorOf(dense.f32, name));
     }
   });
   test("from bf16, which stays bf16, and where it is asked to become f32", () => {
@@ -110,16 +101,16 @@ describe("the files", () => {
     const matrices = { w1: "gate_proj", w3: "up_proj", w2: "down_proj" };
     for (let layer = 0; layer < config.numLayers; layer++) {
       for (const [matrix, name] of Object.entries(matrices)) {
-        const source = values(dense.f32, `model.layers.${layer}.mlp.${name}.weight`);
+        const source = tensorOf(dense.f32, `model.layers.${layer}.mlp.${name}.weight`);
         for (const expert of [0, 1, 2]) {
-          expect(values(out, `model.layers.${layer}.block_sparse_moe.experts.${expert}.${matrix}.weight`)).toEqual(source);
+          expect(tensorOf(out, `model.layers.${layer}.block_sparse_moe.experts.${expert}.${matrix}.weight`)).toEqual(source);
         }
       }
     }
     const same = receipt.tensors.filter(({ name, source }) => name === source).map(({ name }) => name);
     expect(same).toContain("model.embed_tokens.weight");
     expect(same).toContain("model.layers.2.self_attn.k_proj.weight");
-    for (const name of same) expect(values(out, name), name).toEqual(values(dense.f32, name));
+    for (const name of same) expect(tensorOf(out, name), name).toEqual(tensorOf(dense.f32, name));
   });
   test("are what the receipt says: every tensor, its origin and the hash of its bytes", () => {
     for (const [from, dtype] of [
@@ -151,7 +142,7 @@ describe("the files", () => {
     const gate = (layer: number): string => `model.layers.${layer}.block_sparse_moe.gate.weight`;
     const options: Partial<UpcycleOptions> = { numExperts: 128, router: { type: "normal", std: 0.05 }, seed: 3 };
     const { out } = upcycled(options);
-    const weights = values(out, gate(0));
+    const weights = tensorOf(out, gate(0));
     const n = weights.length;
     const mean = weights.reduce((a, x) => a + x, 0) / n;
     const std = Math.sqrt(weights.reduce((a, x) => a + (x - mean) ** 2, 0) / n);
@@ -162,9 +153,9 @@ describe("the files", () => {
     expect(std / 0.05).toBeCloseTo(1, 1);
     expect(Math.abs(std / 0.05 - 1)).toBeLessThan(0.05);
     expect(Math.abs(kurtosis - 3)).toBeLessThan(0.35);
-    expect(values(out, gate(1))).not.toEqual(weights);
-    expect(values(upcycled(options).out, gate(0))).toEqual(weights);
-    expect(values(upcycled({ ...options, seed: 4 }).out, gate(0))).not.toEqual(weights);
+    expect(tensorOf(out, gate(1))).not.toEqual(weights);
+    expect(tensorOf(upcycled(options).out, gate(0))).toEqual(weights);
+    expect(tensorOf(upcycled({ ...options, seed: 4 }).out, gate(0))).not.toEqual(weights);
   });
 });
 

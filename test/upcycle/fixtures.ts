@@ -1,9 +1,10 @@
 /** Small random dense models for the tests of upcycling: one of each row of the table of pairs. */
 import { modelPresets } from "../../src/config/model-presets.ts";
 import type { ModelConfig } from "../../src/config/model.ts";
-import { Decoder, saveModel, type ModelDType } from "../../src/model/index.ts";
+import { Decoder, loadModel, openModelSource, saveModel, type ModelDType } from "../../src/model/index.ts";
 import type { Engine } from "../../src/tensor/index.ts";
 import { Random } from "../../src/util/random.ts";
+import { upcycleGap } from "../../src/upcycle/index.ts";
 import type { PairSource } from "../../src/upcycle/pairs.ts";
 
 export const smallConfig: ModelConfig = {
@@ -55,4 +56,25 @@ export function writeDense(engine: Engine, config: ModelConfig, dtype: ModelDTyp
     if (values !== null) engine.backend.write(tensor.ptr, values);
   }
   saveModel(model, folder);
+}
+
+/** The largest gap that the decoder itself shows between two models in files, computing in `dtype`. */
+export function decoderGap(
+  engine: Engine,
+  dense: string,
+  moe: string,
+  dtype: ModelDType = "f32",
+  ids: readonly number[] = probeIds,
+): number {
+  using before = loadModel(engine, dense, { dtype });
+  using after = loadModel(engine, moe, { dtype });
+  return upcycleGap(before, after, ids).maxGap;
+}
+/** A tensor of a model's file by its name there. */
+export function tensorOf(path: string, name: string): Float32Array {
+  using source = openModelSource(path);
+  const shape = source.tensors.get(name)?.shape ?? [];
+  const into = new Float32Array(shape.reduce((a, b) => a * b, 1));
+  source.readFloat32(name, into, 0);
+  return into;
 }

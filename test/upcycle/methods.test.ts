@@ -12,14 +12,13 @@ import {
   promptRouterRows,
   upcycle,
   upcycledConfig,
-  upcycleGap,
   type UpcycleExtras,
   type UpcycleOptions,
   type UpcycleReceipt,
 } from "../../src/upcycle/index.ts";
 import { streamedForward } from "../../src/upcycle/streamed.ts";
 import { MoeError } from "../../src/util/errors.ts";
-import { probeIds, smallConfig, writeDense } from "./fixtures.ts";
+import { decoderGap, probeIds, smallConfig, tensorOf, writeDense } from "./fixtures.ts";
 
 let folder = "";
 let engine: Engine;
@@ -48,16 +47,7 @@ function upcycled(options: Partial<UpcycleOptions>, from = dense, extras: Upcycl
   return { out, receipt: upcycle(from, out, { numExperts: 4, topK: 2, ...options }, undefined, extras) };
 }
 function gap(out: string, from = dense): number {
-  using before = loadModel(engine, from, { dtype: "f32" });
-  using after = loadModel(engine, out, { dtype: "f32" });
-  return upcycleGap(before, after, probeIds).maxGap;
-}
-function values(path: string, name: string): Float32Array {
-  using source = openModelSource(path);
-  const shape = source.tensors.get(name)?.shape ?? [];
-  const into = new Float32Array(shape.reduce((a, b) => a * b, 1));
-  source.readFloat32(name, into, 0);
-  return into;
+  return decoderGap(engine, from, out);
 }
 const expertName = (e: number, matrix: string, layer = 1): string => `model.layers.${layer}.block_sparse_moe.experts.${e}.${matrix}.weight`;
 const denseName = (matrix: string, layer = 1): string => `model.layers.${layer}.mlp.${matrix}.weight`;
@@ -106,17 +96,17 @@ describe("granularity", () => {
   test("cuts rows of gate and up, columns of down, scales only down, and gives the shards of one copy one router row", () => {
     const { out } = upcycled({ granularity: 2, numExperts: 6, topK: 2 });
     const [H, F] = [smallConfig.hiddenSize, smallConfig.ffnSize];
-    const [up, down] = [values(dense, denseName("up_proj")), values(dense, denseName("down_proj"))];
-    const router = values(out, "model.layers.1.block_sparse_moe.gate.weight");
+    const [up, down] = [tensorOf(dense, denseName("up_proj")), tensorOf(dense, denseName("down_proj"))];
+    const router = tensorOf(out, "model.layers.1.block_sparse_moe.gate.weight");
     const row = (e: number): number[] => [...router.subarray(e * H, (e + 1) * H)];
     for (const e of [0, 1, 2, 3, 4, 5]) {
       const shard = e % 2;
-      expect([...values(out, expertName(e, "w3"))]).toEqual([...up.subarray((shard * F * H) / 2, ((shard + 1) * F * H) / 2)]);
+      expect([...tensorOf(out, expertName(e, "w3"))]).toEqual([...up.subarray((shard * F * H) / 2, ((shard + 1) * F * H) / 2)]);
       const expected = Array.from({ length: (H * F) / 2 }, (_, i) => {
         const [r, c] = [Math.floor(i / (F / 2)), i % (F / 2)];
         return 2 * (down[r * F + (shard * F) / 2 + c] ?? Number.NaN);
       });
-      expect([...values(out, expertName(e, "w2"))]).toEqual(expected);
+      expect([...tensorOf(out, expertName(e, "w2"))]).toEqual(expected);
       expect(row(e)).toEqual(row(e - shard));
     }
     expect(row(0)).not.toEqual(row(2));
@@ -140,9 +130,9 @@ describe("a shared expert", () => {
   });
   test("of a share computes that share: without it the rest is missing", () => {
     const { out } = upcycled({ sharedExpert: { share: 0.5 } });
-    const down = values(out, "model.layers.1.block_sparse_moe.shared_expert.down_proj.weight");
-    expect([...down]).toEqual(Array.from(values(dense, denseName("down_proj")), (x) => 0.5 * x));
-    expect([...values(out, expertName(3, "w2"))]).toEqual([...down]);
+    const down = tensorOf(out, "model.layers.1.block_sparse_moe.shared_expert.down_proj.weight");
+    expect([...down]).toEqual(Array.from(tensorOf(dense, denseName("down_proj")), (x) => 0.5 * x));
+    expect([...tensorOf(out, expertName(3, "w2"))]).toEqual([...down]);
   });
   test("has no place in Mixtral, Qwen3-MoE and OLMoE", () => {
     expect(caught(() => upcycledConfig(smallConfig, { numExperts: 4, topK: 2, target: "mixtral", sharedExpert: {} }))).toMatch(
@@ -159,8 +149,8 @@ describe("copy with noise", () => {
       ["w1", "gate_proj"],
       ["w2", "down_proj"],
     ] as const) {
-      const original = values(dense, denseName(source));
-      const noise = [0, 1].map((e) => values(out, expertName(e, matrix)).map((x, i) => x - (original[i] ?? 0)));
+      const original = tensorOf(dense, denseName(source));
+      const noise = [0, 1].map((e) => tensorOf(out, expertName(e, matrix)).map((x, i) => x - (original[i] ?? 0)));
       // 1536 draws: the deviation within 6% (three standard errors of 1 / sqrt(2 n)), the mean within four of its own.
       for (const one of noise) {
         const { mean, std } = moments(one);
@@ -179,7 +169,7 @@ describe("drop-upcycling", () => {
   /** Intermediate dimensions of an expert that are not the dense network's any more, by each of its matrices. */
   function changed(out: string, e: number, layer = 1): number[][] {
     return (["gate_proj", "up_proj", "down_proj"] as const).map((name, i) => {
-      const [a, b] = [values(dense, denseName(name, layer)), values(out, expertName(e, ["w1", "w3", "w2"][i] ?? "", layer))];
+      const [a, b] = [tensorOf(dense, denseName(name, layer)), tensorOf(out, expertName(e, ["w1", "w3", "w2"][i] ?? "", layer))];
       const dimension = (at: number): number => (name === "down_proj" ? at % F : Math.floor(at / H));
       return [
         ...new Set(
@@ -209,14 +199,14 @@ describe("drop-upcycling", () => {
       ["gate_proj", "w1"],
       ["down_proj", "w2"],
     ] as const) {
-      const [before, after] = [moments(values(dense, denseName(name))), moments(values(out, expertName(0, matrix)))];
+      const [before, after] = [moments(tensorOf(dense, denseName(name))), moments(tensorOf(out, expertName(0, matrix)))];
       expect(Math.abs(after.std / before.std - 1)).toBeLessThan(0.06);
       expect(Math.abs(after.mean - before.mean)).toBeLessThan((4 * before.std) / Math.sqrt(H * F));
     }
     const [half] = [upcycled({ method: { type: "drop", ratio: 0.5 } }).out];
     const dropped = changed(half, 2)[0] ?? [];
     const part = (path: string, name: string): number[] =>
-      Array.from(values(path, name)).filter((_, at) => dropped.includes(Math.floor(at / H)));
+      Array.from(tensorOf(path, name)).filter((_, at) => dropped.includes(Math.floor(at / H)));
     const [before, after] = [moments(part(dense, denseName("gate_proj"))), moments(part(half, expertName(2, "w1")))];
     // 768 draws: four standard errors.
     expect(Math.abs(after.mean - before.mean)).toBeLessThan((4 * before.std) / Math.sqrt(768));
@@ -234,9 +224,9 @@ describe("experts of several dense models", () => {
     const { out, receipt } = upcycled({ expertSources: [dense, other] });
     expect(receipt.exactness.reasons.join()).toMatch(/expertSources/);
     for (const e of [0, 1, 2, 3]) {
-      expect(values(out, expertName(e, "w2"))).toEqual(values(e % 2 === 0 ? dense : other, denseName("down_proj")));
+      expect(tensorOf(out, expertName(e, "w2"))).toEqual(tensorOf(e % 2 === 0 ? dense : other, denseName("down_proj")));
     }
-    expect(values(out, "model.layers.1.self_attn.q_proj.weight")).toEqual(values(dense, "model.layers.1.self_attn.q_proj.weight"));
+    expect(tensorOf(out, "model.layers.1.self_attn.q_proj.weight")).toEqual(tensorOf(dense, "model.layers.1.self_attn.q_proj.weight"));
     const origin = receipt.tensors.find(({ name }) => name === expertName(1, "w2"));
     expect(origin).toMatchObject({ origin: "expert", sourceModel: 2 });
   });
@@ -278,7 +268,7 @@ describe("routers", () => {
     const { out } = upcycled({ router: { type: "prompts", prompts: texts, norm: 2 } }, dense, { promptRows: rows });
     expect(gap(out)).toBeLessThan(1e-5);
     const H = smallConfig.hiddenSize;
-    const router = values(out, "model.layers.2.block_sparse_moe.gate.weight");
+    const router = tensorOf(out, "model.layers.2.block_sparse_moe.gate.weight");
     // The definition, one prompt at a time: no batch, no other prompt, no padding.
     using source = openModelSource(dense);
     const means = prompts.map((list) => {
@@ -324,6 +314,14 @@ describe("routers", () => {
   });
 });
 
+test("the probe refuses routers that it would compute as plain ones, and prompts for no copy", () => {
+  const sigmoid = join(import.meta.dirname, "../golden/models/skywork-moe-sigmoid");
+  expect(() => probeUpcycled(engine, sigmoid, sigmoid, [1, 2])).toThrow(
+    /skywork-moe-sigmoid\S*: expected a router as upcycling makes it, got moe\.scoring sigmoid, moe\.routedScale 1\.7, moe\.groups, moe\.selectionBias/,
+  );
+  expect(caught(() => promptRouterRows(engine, dense, [[[1, 2]], []], 1))).toMatch(/at least one prompt in list 1, got none/);
+});
+
 describe("weights that are not divided by their sum", () => {
   test("are approximate, unless all experts are chosen, and refused for Mixtral", () => {
     const some = upcycled({ target: "qwen2_moe", renormalize: false });
@@ -338,7 +336,7 @@ describe("weights that are not divided by their sum", () => {
 
 describe("options", () => {
   test.each([
-    [{ numExpert: 4, topK: 2 }, /unknown key "numExpert" \(did you mean "numExperts"|numExpert/],
+    [{ numExpert: 4, topK: 2 }, /unknown key "numExpert" \(did you mean "numExperts"\?\)/],
     [{ numExperts: 4, topK: 5 }, /topK 5 is above numExperts 4/],
     [{ numExperts: 0, topK: 1 }, /numExperts/],
     [{ numExperts: 2.5, topK: 1 }, /numExperts/],
