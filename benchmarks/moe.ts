@@ -143,11 +143,14 @@ async function measureLayer({ effort, log }: Context): Promise<Row> {
 /** The position of N (output features) among the arguments of the linear kernels. */
 const featuresArgument: Readonly<Record<string, number>> = { linearForward: 5, linearBackwardInput: 4, linearBackwardWeight: 4 };
 
-/** Whether a kernel call is routing, dispatch or combination: the gate's products are those with one output an expert. */
+/**
+ * Whether a kernel call is routing, dispatch or combination: the gate's products are those with one output an expert, and nothing but the
+ * router's input changes its type.
+ */
 function isRouting(kernel: string, args: readonly number[]): boolean {
   const features = featuresArgument[kernel];
   if (features !== undefined) return args[features] === numExperts;
-  return /^(router|dispatch|permute|combine|gather|jitter|zLoss)/.test(kernel);
+  return /^(router|dispatch|permute|combine|gather|jitter|cast$)/.test(kernel);
 }
 
 async function measureOverhead({ log }: Context): Promise<Row> {
@@ -170,7 +173,8 @@ async function measureOverhead({ log }: Context): Promise<Row> {
   } finally {
     engine[Symbol.dispose]();
   }
-  const note = "share of a bf16 step (f32 beside it): router, gate products, sorting, gathering, combination, and their backwards";
+  const note =
+    "share of a bf16 step (f32 beside it): router with its input in f32, gate products, sorting, gathering, combination, and their backwards";
   return { name: "moe.overhead", ours: shares.bf16, rival: [], unit: "share", bar: overheadBar, others: { f32: shares.f32 }, note };
 }
 

@@ -15,125 +15,146 @@ export interface Judged {
 /** The evaluation next to a third of the budget. */
 export const thirdOfBudget = Math.round(earlyStep / evaluationInterval) * evaluationInterval;
 
+interface Claim {
+  readonly claim: string;
+  /** What the report shows. */
+  readonly paper: string;
+  /** The quantity that is below 0 where the claim holds, in words and from our runs. */
+  readonly what: string;
+  readonly value: (runs: Runs) => Interval;
+}
+
+function of(runs: Runs, name: string): readonly RunRecord[] {
+  return runs[name] ?? [];
+}
+function lossGap(runs: Runs, a: string, b: string, step: number | null = null): Interval {
+  return difference(lossesAt(of(runs, a), step), lossesAt(of(runs, b), step));
+}
+function late(runs: Runs, name: string, value: (layer: LayerRecord) => number | undefined): number[] {
+  return lateMean(of(runs, name), value);
+}
+
+const claims: readonly Claim[] = [
+  {
+    claim: "Normalization lowers the loss",
+    paper: "lambda 1: 2.339, none: 2.357",
+    what: "loss of lambda 1 minus none",
+    value: (runs) => lossGap(runs, "lambda-1", "lambda-none"),
+  },
+  {
+    claim: "A larger lambda lowers it further",
+    paper: "lambda 2: 2.336, lambda 0.5: 2.345",
+    what: "loss of lambda 2 minus 0.5",
+    value: (runs) => lossGap(runs, "lambda-2", "lambda-0.5"),
+  },
+  {
+    claim: "Normalization lowers the drop rate",
+    paper: "lambda 1: 0.011, none: 0.022",
+    what: "drop rate of lambda 1 minus none",
+    value: (runs) =>
+      difference(
+        late(runs, "lambda-1", (l) => l.dropRate),
+        late(runs, "lambda-none", (l) => l.dropRate),
+      ),
+  },
+  {
+    claim: "Without normalization the gate is flatter",
+    paper: "Max1/Max2 1.0 without, 3.1 with lambda 1",
+    what: "Max1/Max2 without minus with lambda 1",
+    value: (runs) =>
+      difference(
+        late(runs, "lambda-none", (l) => l.max1OverMax2),
+        late(runs, "lambda-1", (l) => l.max1OverMax2),
+      ),
+  },
+  {
+    claim: "A larger lambda sharpens the gate",
+    paper: "Max1/Max2 1.55, 3.1, 5.55 for 0.5, 1, 2",
+    what: "Max1/Max2 of lambda 0.5 minus 2",
+    value: (runs) =>
+      difference(
+        late(runs, "lambda-0.5", (l) => l.max1OverMax2),
+        late(runs, "lambda-2", (l) => l.max1OverMax2),
+      ),
+  },
+  {
+    claim: "Adaptive coefficients beat a large fixed one",
+    paper: "no number published",
+    what: "loss of adaptive (at most 1) minus fixed 1",
+    value: (runs) => lossGap(runs, "adaptive-scaled", "lambda-1"),
+  },
+  {
+    claim: "Adaptive coefficients drop less than a small fixed one",
+    paper: "no number published",
+    what: "drop rate of adaptive (at most 1) minus fixed 0.1",
+    value: (runs) =>
+      difference(
+        late(runs, "adaptive-scaled", (l) => l.dropRate),
+        late(runs, "fixed-0.1", (l) => l.dropRate),
+      ),
+  },
+  {
+    claim: "Coefficients settle below half of their start",
+    paper: "0.0003 to 0.0017, from 0.010",
+    what: "coefficient of adaptive (at most 1) minus 0.5",
+    value: (runs) =>
+      difference(
+        late(runs, "adaptive-scaled", (l) => l.coefficient),
+        late(runs, "adaptive-scaled", () => 0.5),
+      ),
+  },
+  {
+    claim: "The paper's own coefficients (at most 0.01) balance: under 5% dropped",
+    paper: "0.001 to 0.009 dropped",
+    what: "drop rate of adaptive (at most 0.01) minus 0.05",
+    value: (runs) =>
+      difference(
+        late(runs, "adaptive", (l) => l.dropRate),
+        late(runs, "adaptive", () => 0.05),
+      ),
+  },
+  {
+    claim: "With a third of the dense budget, upcycling beats training from scratch",
+    paper: "about 2.26 against 2.265",
+    what: `loss of early minus from scratch at step ${thirdOfBudget}`,
+    value: (runs) => lossGap(runs, "early", "scratch", thirdOfBudget),
+  },
+  {
+    claim: "With the whole dense budget, training from scratch beats upcycling",
+    paper: "2.20 against 2.23 (re-warmed)",
+    what: "loss of from scratch minus re-warmed",
+    value: (runs) => lossGap(runs, "scratch", "late-rewarmed"),
+  },
+  {
+    claim: "A re-warmed rate beats a constant low one",
+    paper: "2.23 against 2.25",
+    what: "loss of re-warmed minus constant",
+    value: (runs) => lossGap(runs, "late-rewarmed", "late-constant"),
+  },
+  {
+    claim: "A re-warmed rate makes experts less alike than a constant low one",
+    paper: "similarity 0.15 against 0.23",
+    what: "similarity of re-warmed minus constant",
+    value: (runs) => difference(lastSimilarity(of(runs, "late-rewarmed")), lastSimilarity(of(runs, "late-constant"))),
+  },
+  {
+    claim: "A MoE beats a dense model of as many active parameters",
+    paper: "implied",
+    what: "loss of the MoE (from scratch) minus dense",
+    value: (runs) => lossGap(runs, "scratch", "dense-equal"),
+  },
+  {
+    claim: "A MoE is as good as a dense model of three times as many active parameters",
+    paper: '"the quality of 70B at the cost of 20B"',
+    what: "loss of the MoE (from scratch) minus dense",
+    value: (runs) => lossGap(runs, "scratch", "dense-threefold"),
+  },
+];
+
+/** Every claim with what our runs say of it. */
 export function judgeClaims(runs: Runs): Judged[] {
-  const of = (name: string): readonly RunRecord[] => runs[name] ?? [];
-  const loss = (name: string, step: number | null = null): number[] => lossesAt(of(name), step);
-  const late = (name: string, value: (layer: LayerRecord) => number | undefined): number[] => lateMean(of(name), value);
-  const judge = (claim: string, paper: string, what: string, value: Interval): Judged => ({
-    claim,
-    paper,
-    ours: `${what}: ${text(value)}`,
-    verdict: below0(value),
+  return claims.map(({ claim, paper, what, value }) => {
+    const found = value(runs);
+    return { claim, paper, ours: `${what}: ${text(found)}`, verdict: below0(found) };
   });
-  const lossGap = (a: string, b: string, step: number | null = null): Interval => difference(loss(a, step), loss(b, step));
-  return [
-    judge(
-      "Normalization lowers the loss",
-      "lambda 1: 2.339, none: 2.357",
-      "loss of lambda 1 minus none",
-      lossGap("lambda-1", "lambda-none"),
-    ),
-    judge(
-      "A larger lambda lowers it further",
-      "lambda 2: 2.336, lambda 0.5: 2.345",
-      "loss of lambda 2 minus 0.5",
-      lossGap("lambda-2", "lambda-0.5"),
-    ),
-    judge(
-      "Normalization halves the drop rate",
-      "lambda 1: 0.011, none: 0.022",
-      "drop rate of lambda 1 minus none",
-      difference(
-        late("lambda-1", (l) => l.dropRate),
-        late("lambda-none", (l) => l.dropRate),
-      ),
-    ),
-    judge(
-      "Without normalization the gate goes flat",
-      "Max1/Max2 1.0 without, 3.1 with lambda 1",
-      "Max1/Max2 without minus with lambda 1",
-      difference(
-        late("lambda-none", (l) => l.max1OverMax2),
-        late("lambda-1", (l) => l.max1OverMax2),
-      ),
-    ),
-    judge(
-      "A larger lambda sharpens the gate",
-      "Max1/Max2 1.55, 3.1, 5.55 for 0.5, 1, 2",
-      "Max1/Max2 of lambda 0.5 minus 2",
-      difference(
-        late("lambda-0.5", (l) => l.max1OverMax2),
-        late("lambda-2", (l) => l.max1OverMax2),
-      ),
-    ),
-    judge(
-      "Adaptive coefficients beat a large fixed one",
-      "no number published",
-      "loss of adaptive (at most 1) minus fixed 1",
-      lossGap("adaptive-scaled", "lambda-1"),
-    ),
-    judge(
-      "Adaptive coefficients drop less than a small fixed one",
-      "no number published",
-      "drop rate of adaptive (at most 1) minus fixed 0.1",
-      difference(
-        late("adaptive-scaled", (l) => l.dropRate),
-        late("fixed-0.1", (l) => l.dropRate),
-      ),
-    ),
-    judge(
-      "Coefficients settle below half of their start",
-      "0.0003 to 0.0017, from 0.010",
-      "coefficient of adaptive (at most 1) minus 0.5",
-      difference(
-        late("adaptive-scaled", (l) => l.coefficient),
-        late("adaptive-scaled", () => 0.5),
-      ),
-    ),
-    judge(
-      "The paper's own coefficients (at most 0.01) balance: under 5% dropped",
-      "0.001 to 0.009 dropped",
-      "drop rate of adaptive (at most 0.01) minus 0.05",
-      difference(
-        late("adaptive", (l) => l.dropRate),
-        late("adaptive", () => 0.05),
-      ),
-    ),
-    judge(
-      "With a third of the dense budget, upcycling beats training from scratch",
-      "about 2.26 against 2.265",
-      `loss of early minus from scratch at step ${thirdOfBudget}`,
-      lossGap("early", "scratch", thirdOfBudget),
-    ),
-    judge(
-      "With the whole dense budget, training from scratch beats upcycling",
-      "2.20 against 2.23 (re-warmed)",
-      "loss of from scratch minus re-warmed",
-      lossGap("scratch", "late-rewarmed"),
-    ),
-    judge(
-      "A re-warmed rate beats a constant low one",
-      "2.23 against 2.25",
-      "loss of re-warmed minus constant",
-      lossGap("late-rewarmed", "late-constant"),
-    ),
-    judge(
-      "A re-warmed rate makes experts less alike than a constant low one",
-      "similarity 0.15 against 0.23",
-      "similarity of re-warmed minus constant",
-      difference(lastSimilarity(of("late-rewarmed")), lastSimilarity(of("late-constant"))),
-    ),
-    judge(
-      "A MoE beats a dense model of as many active parameters",
-      "implied",
-      "loss of the MoE (from scratch) minus dense",
-      lossGap("scratch", "dense-equal"),
-    ),
-    judge(
-      "A MoE is as good as a dense model of three times as many active parameters",
-      '"the quality of 70B at the cost of 20B"',
-      "loss of the MoE (from scratch) minus dense",
-      lossGap("scratch", "dense-threefold"),
-    ),
-  ];
 }

@@ -65,18 +65,13 @@ export function router(logits: Tensor, options: RouterOptions): RouterOutput {
   expectTensor("router", "logits", logits, [null, null], ["f32"]);
   const [T, E] = [logits.dim(0), logits.dim(1)];
   checkOptions(options, T, E);
-  const { topK, normalization, bias = null, valid = null, groups = null } = options;
+  const { topK, bias = null, valid = null, groups = null } = options;
   const { engine } = logits;
-  const { kernels } = engine.backend;
-  const { lambda, epsilon, unbiased } = normalization ?? { lambda: 1, epsilon: 0, unbiased: false };
-  const scoring = routerScorings[options.scoring ?? "softmax"];
-  const normalize = Number(normalization !== null);
-  const renormalize = Number(options.renormalize ?? true);
-  const factor = options.scale ?? 1;
+  const { scoring, normalize, unbiased, renormalize, lambda, epsilon, factor } = numbersOf(options);
   const probs = engine.empty([T, E], "f32");
   const weights = engine.empty([T, topK], "f32");
   const indices = engine.empty([T, topK], "i32");
-  kernels.routerForward(
+  engine.backend.kernels.routerForward(
     probs.ptr,
     weights.ptr,
     indices.ptr,
@@ -90,14 +85,37 @@ export function router(logits: Tensor, options: RouterOptions): RouterOutput {
     groups?.topGroups ?? 1,
     scoring,
     normalize,
-    Number(unbiased),
+    unbiased,
     renormalize,
     Number(options.forced ?? false),
     lambda,
     epsilon,
     factor,
   );
+  const output = { probs, weights, indices };
+  recordBackward(logits, output, options);
+  return output;
+}
+
+/** The options as kernels take them. */
+function numbersOf({ normalization, scoring = "softmax", renormalize = true, scale = 1 }: RouterOptions) {
+  const { lambda, epsilon, unbiased } = normalization ?? { lambda: 1, epsilon: 0, unbiased: false };
+  return {
+    scoring: routerScorings[scoring],
+    normalize: Number(normalization !== null),
+    unbiased: Number(unbiased),
+    renormalize: Number(renormalize),
+    lambda,
+    epsilon,
+    factor: scale,
+  };
+}
+
+function recordBackward(logits: Tensor, { probs, weights, indices }: RouterOutput, options: RouterOptions): void {
+  const { engine } = logits;
   const { tape } = engine;
+  const [T, E, topK] = [logits.dim(0), logits.dim(1), options.topK];
+  const { scoring, normalize, unbiased, renormalize, lambda, epsilon, factor } = numbersOf(options);
   tape?.recordMany(
     [logits],
     [probs, weights],
@@ -105,7 +123,7 @@ export function router(logits: Tensor, options: RouterOptions): RouterOutput {
     ([dProbs, dWeights], [savedProbs, savedWeights, savedIndices, savedLogits]) => {
       const dLogits = engine.empty([T, E], "f32");
       const dChosen = dWeights ?? engine.zeros([T, topK], "f32");
-      kernels.routerBackward(
+      engine.backend.kernels.routerBackward(
         dLogits.ptr,
         dChosen.ptr,
         dProbs?.ptr ?? 0,
@@ -118,7 +136,7 @@ export function router(logits: Tensor, options: RouterOptions): RouterOutput {
         topK,
         scoring,
         normalize,
-        Number(unbiased),
+        unbiased,
         renormalize,
         lambda,
         epsilon,
@@ -127,7 +145,6 @@ export function router(logits: Tensor, options: RouterOptions): RouterOutput {
       tape.addGrad(logits, dLogits);
     },
   );
-  return { probs, weights, indices };
 }
 
 function checkOptions({ topK, groups = null, bias = null, valid = null }: RouterOptions, T: number, E: number): void {

@@ -210,8 +210,7 @@ function routerVariants(): RouterShape[] {
   ]);
 }
 
-/** The z loss, the statistics, and the pieces around a router. */
-/** T tokens of E features. */
+/** The z loss, the statistics, and the pieces around a router, for T tokens of E features (experts). */
 export function gateCasesOf(T: number, E: number): Case[] {
   const random = new Random(T * 1013 + E);
   const [x, y] = [random.normal(T * E, "f32", 3), random.normal(T * E)];
@@ -253,33 +252,35 @@ export function gateCasesOf(T: number, E: number): Case[] {
       title,
       args: [output("f32", T * E, { kind: "within", relative: 4 * u, absolute: 4e-7 }), input("f32", y), input("f32", tanhs), T * E],
     },
-    ...dtypes.flatMap((dtype): Case[] => {
-      const rows = input(dtype, random.normal(T * E, dtype));
-      const gate = input("f32", random.normal(T, "f32", 4));
-      const dOut = input(dtype, random.normal(T * E, dtype));
-      return [
-        {
-          kernel: "sigmoidGateForward",
-          title: `${title} ${dtype}`,
-          args: [output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }), rows, gate, T, E, 1.5, { dtypeOf: rows }],
-        },
-        {
-          kernel: "sigmoidGateBackward",
-          title: `${title} ${dtype}`,
-          args: [
-            output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }),
-            output("f32", T, { kind: "within", relative: 12 * u, absolute: (E + 12) * u * 16 }),
-            dOut,
-            rows,
-            gate,
-            T,
-            E,
-            1.5,
-            { dtypeOf: rows },
-          ],
-        },
-      ];
-    }),
+    ...dtypes.flatMap((dtype) => sharedGateCases(title, T, E, dtype, random)),
+  ];
+}
+
+function sharedGateCases(title: string, T: number, E: number, dtype: (typeof dtypes)[number], random: Random): Case[] {
+  const rows = input(dtype, random.normal(T * E, dtype));
+  const gate = input("f32", random.normal(T, "f32", 4));
+  const dOut = input(dtype, random.normal(T * E, dtype));
+  return [
+    {
+      kernel: "sigmoidGateForward",
+      title: `${title} ${dtype}`,
+      args: [output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }), rows, gate, T, E, 1.5, { dtypeOf: rows }],
+    },
+    {
+      kernel: "sigmoidGateBackward",
+      title: `${title} ${dtype}`,
+      args: [
+        output(dtype, T * E, { kind: "within", relative: 12 * u, absolute: 0 }),
+        output("f32", T, { kind: "within", relative: 12 * u, absolute: (E + 12) * u * 16 }),
+        dOut,
+        rows,
+        gate,
+        T,
+        E,
+        1.5,
+        { dtypeOf: rows },
+      ],
+    },
   ];
 }
 
