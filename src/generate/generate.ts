@@ -13,8 +13,8 @@ import { adjustsLogits, checkLargestLogit, checkSamplingOptions, sampleToken, sa
 export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly maxTokens: number;
   readonly seed?: number;
-  /** Element type of the cache. Default: the model's. */
-  readonly cacheDtype?: "f32" | "bf16";
+  /** Element type of the cache. Default: the model's. fp8: E4M3 without scales. */
+  readonly cacheDtype?: "f32" | "bf16" | "fp8";
   /** Generation ends when the text contains one of these; it is cut before it. */
   readonly stop?: readonly string[];
   /** Ids that end a generation. Default: those of the tokenizer and of the model's configuration. */
@@ -47,7 +47,11 @@ export function* generateIds(model: Decoder, promptIds: ArrayLike<number>, optio
   const { maxTokens, seed = 0, cacheDtype = model.dtype, signal } = options;
   const random = new Random(seed);
   const seen = Array.from(promptIds);
-  using cache = new KvCache(model.engine, model.config, { numSequences: 1, capacity: promptIds.length + maxTokens, dtype: cacheDtype });
+  using cache = new KvCache(model.engine, model.cacheConfig, {
+    numSequences: 1,
+    capacity: promptIds.length + maxTokens,
+    dtype: cacheDtype,
+  });
   // All chunks but the last only fill the cache.
   let at = 0;
   for (; at + prefillChunk < seen.length; at += prefillChunk) fillCache(model, cache, seen.slice(at, at + prefillChunk));

@@ -134,83 +134,113 @@ export function adjustLogits(logits: Float32Array, options: SamplingOptions, { s
   return logits;
 }
 
-/** Where the order's tail begins, in temperatures below the largest logit: what follows has less than e^-24 of its probability each. */
-const headTemperatures = 24;
+/** Bins of a row by distance from the largest logit, and how many of them span one temperature. The last one takes the rest. */
+const numBins = 1024;
+const binsPerTemperature = 32;
 
 /** The next token of logits that are adjusted already. Throws as `sampleToken`. */
 export function drawToken(logits: Float32Array, options: SamplingOptions, random: Random): number {
-  const { temperature, topK, minP } = options;
+  const { temperature, topP, topK } = options;
   const best = argmax(logits);
-  const top = logits[best] ?? Number.NaN;
-  checkLargestLogit(top);
+  checkLargestLogit(logits[best] ?? Number.NaN);
   if (temperature === 0) return best;
-  const weights = new Float64Array(logits.length);
-  let total = 0;
-  for (let id = 0; id < logits.length; id++) {
-    const weight = Math.exp(((logits[id] ?? 0) - top) / temperature);
-    // Also NaN is not kept.
-    if (!(weight >= minP && weight > 0)) continue;
-    weights[id] = weight;
-    total += weight;
-  }
-  // Nearly every draw ends in the head of the order; the tail, most of the vocabulary, is sorted for the others only.
-  const threshold = top - headTemperatures * temperature;
-  const head = candidates(logits, threshold);
+  const row = new BinnedRow(logits, best, options);
   const u = random.uniform();
-  const ranked = head.length < topK ? null : drawRanked(head, weights, options, total, u);
-  if (ranked !== null) return ranked;
-  const all = candidates(logits, Number.NEGATIVE_INFINITY);
-  // Sums in another order than `total` may fall short of it by a rounding error: the draw is then the last that is kept.
-  const last = topK > 0 ? all.subarray(0, topK) : all;
-  return drawRanked(all, weights, options, total, u) ?? last.findLast((id) => (weights[id] ?? 0) > 0) ?? best;
+  const whole: Place = { bin: numBins, count: 0, mass: row.mass };
+  const byCount =
+    topK > 0
+      ? row.find(
+          (before, bin) => before.count + bin.count >= topK,
+          (kept) => kept.count >= topK,
+        )
+      : null;
+  const first = byCount ?? whole;
+  const byMass =
+    topP < 1
+      ? row.find(
+          (before, bin) => before.mass + bin.mass >= topP * first.mass,
+          (kept) => kept.mass >= topP * first.mass,
+        )
+      : null;
+  const kept = byMass !== null && byMass.mass < first.mass ? byMass : first;
+  const drawn = row.find(
+    (before, bin) => before.mass + bin.mass > u * kept.mass,
+    (sum) => sum.mass > u * kept.mass,
+  );
+  // Sums in another order than the total may fall short of it by a rounding error: the draw is then the last that is kept.
+  return drawn?.id ?? kept.id ?? best;
 }
 
-/** The draw `u` in [0, 1) among what top-k and top-p keep of ids in order; null where it lies beyond these ids. */
-function drawRanked(ids: Uint32Array, weights: Float64Array, { topK, topP }: SamplingOptions, total: number, u: number): number | null {
-  const kept = topK > 0 ? ids.subarray(0, topK) : ids;
-  let mass = total;
-  if (topK > 0) {
-    mass = 0;
-    for (const id of kept) mass += weights[id] ?? 0;
-  }
-  if (topP < 1) {
-    const limit = topP * mass;
-    let sum = 0;
-    for (const id of kept) {
-      sum += weights[id] ?? 0;
-      if (sum >= limit) break;
+/** Tokens from the most probable one on: how many, their weight, and the last of them. */
+interface Place {
+  readonly bin: number;
+  readonly count: number;
+  readonly mass: number;
+  readonly id?: number;
+}
+
+/**
+ * The tokens of a row in order of probability, without sorting all of them: what is asked of the order (where a count or a mass is reached)
+ * concerns one bin each time, and only that one is sorted.
+ */
+class BinnedRow {
+  readonly #logits: Float32Array;
+  /** Probability of each token over that of the best; 0 where it is left out. */
+  readonly #weights: Float64Array;
+  readonly #binOf: Uint16Array;
+  readonly #counts = new Uint32Array(numBins);
+  readonly #masses = new Float64Array(numBins);
+  readonly #sorted = new Map<number, Uint32Array>();
+  readonly mass: number;
+
+  constructor(logits: Float32Array, best: number, { temperature, minP }: SamplingOptions) {
+    const top = logits[best] ?? 0;
+    this.#logits = logits;
+    this.#weights = new Float64Array(logits.length);
+    this.#binOf = new Uint16Array(logits.length).fill(numBins);
+    for (let id = 0; id < logits.length; id++) {
+      const distance = (top - (logits[id] ?? 0)) / temperature;
+      const weight = Math.exp(-distance);
+      // Also NaN is left out.
+      if (!(weight >= minP && weight > 0)) continue;
+      const bin = Math.min(numBins - 1, Math.floor(distance * binsPerTemperature));
+      this.#weights[id] = weight;
+      this.#binOf[id] = bin;
+      this.#counts[bin] = (this.#counts[bin] ?? 0) + 1;
+      this.#masses[bin] = (this.#masses[bin] ?? 0) + weight;
     }
-    if (sum < limit && topK === 0) return null;
-    mass = sum;
+    this.mass = this.#masses.reduce((a, b) => a + b, 0);
   }
-  let remaining = u * mass;
-  for (const id of kept) {
-    remaining -= weights[id] ?? 0;
-    if (remaining < 0) return id;
+  /**
+   * The first place of the order where `isThere`, looked for in the first bin that `holds` it; null where none does. Sums are of whole bins,
+   * then of the bin's tokens one by one.
+   */
+  find(holds: (before: Place, bin: Place) => boolean, isThere: (kept: Place) => boolean): Place | null {
+    let before: Place = { bin: 0, count: 0, mass: 0 };
+    for (let bin = 0; bin < numBins; bin++) {
+      const own: Place = { bin, count: this.#counts[bin] ?? 0, mass: this.#masses[bin] ?? 0 };
+      if (own.count === 0) continue;
+      if (holds(before, own)) {
+        let kept = before;
+        for (const id of this.#sortedBin(bin)) {
+          kept = { bin, count: kept.count + 1, mass: kept.mass + (this.#weights[id] ?? 0), id };
+          if (isThere(kept)) break;
+        }
+        return kept;
+      }
+      before = { bin, count: before.count + own.count, mass: before.mass + own.mass };
+    }
+    return null;
   }
-  return null;
-}
-
-/** Ids with a logit above `threshold`, by descending logit (ties: lower id first). */
-function candidates(logits: Float32Array, threshold: number): Uint32Array {
-  // Sorted as 64-bit integers, the logit's order reversed above the id: comparing in JavaScript takes three times as long.
-  const keys = new BigUint64Array(logits.length);
-  const halves = new Uint32Array(keys.buffer);
-  const value = new Float32Array(1);
-  const bits = new Int32Array(value.buffer);
-  let n = 0;
-  for (let id = 0; id < logits.length; id++) {
-    const logit = logits[id] ?? 0;
-    if (!(logit > threshold)) continue;
-    value[0] = logit + 0; // -0 and 0 are a tie
-    const pattern = bits[0] ?? 0;
-    // Bit patterns of positive floats ascend with the value, those of negative ones descend; the sign bit sorts above.
-    halves[2 * n + 1] = pattern < 0 ? pattern : ~pattern & 0x7fffffff;
-    halves[2 * n] = id;
-    n++;
+  #sortedBin(bin: number): Uint32Array {
+    const known = this.#sorted.get(bin);
+    if (known !== undefined) return known;
+    const ids = new Uint32Array(this.#counts[bin] ?? 0);
+    let n = 0;
+    for (let id = 0; id < this.#binOf.length; id++) if (this.#binOf[id] === bin) ids[n++] = id;
+    const logits = this.#logits;
+    ids.sort((a, b) => (logits[b] ?? 0) - (logits[a] ?? 0) || a - b);
+    this.#sorted.set(bin, ids);
+    return ids;
   }
-  keys.subarray(0, n).sort();
-  const ids = new Uint32Array(n);
-  for (let i = 0; i < n; i++) ids[i] = halves[2 * i] ?? 0;
-  return ids;
 }
