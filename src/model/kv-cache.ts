@@ -3,23 +3,24 @@
  * (s + 1) * capacity - 1. A forward pass appends its tokens' rows and attends over the buffers in place.
  *
  * The element type may differ from the model's (bf16 halves the memory; f32 keeps a bf16 model's keys as they were). A token's result does not
- * depend on how its sequence was cut into calls, nor on what else is in the batch.
+ * depend on how its sequence was cut into calls, nor on what else is in the batch. FP8 (E4M3 without scales) is a quarter of f32; see cache-rows.ts.
  *
  * Not here: pages, and who shares which beginning when (`src/generate`, `src/eval`).
  */
-import { dtypeBytes, dtypeCodes } from "../backend/kernels.ts";
+import { dtypeBytes } from "../backend/kernels.ts";
 import type { ModelConfig } from "../config/model.ts";
 import type { LayerCache } from "../nn/index.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { batchOfRuns, type Batch } from "./batch.ts";
+import { storeRows, widenRows, type RowRun } from "./cache-rows.ts";
 import type { ModelDType } from "./parameters.ts";
 
 export interface KvCacheOptions {
   readonly numSequences: number;
   /** Tokens that one sequence can hold. */
   readonly capacity: number;
-  readonly dtype: ModelDType;
+  readonly dtype: ModelDType | "fp8";
 }
 
 /** New tokens of the sequence in one slot. */
@@ -28,20 +29,15 @@ export interface CacheEntry {
   readonly ids: ArrayLike<number>;
 }
 
-/** Rows of the batch that go to rows of the buffers. */
-interface CopyRun {
-  readonly fromRow: number;
-  readonly toRow: number;
-  readonly numRows: number;
-}
-
 export class KvCache implements Disposable {
   readonly options: KvCacheOptions;
   readonly #engine: Engine;
   readonly #vocabSize: number;
   readonly #layers: readonly { readonly k_SC: Tensor; readonly v_SC: Tensor }[];
   readonly #lengths: number[];
-  #pending: readonly CopyRun[] = [];
+  #pending: readonly RowRun[] = [];
+  /** Rows that the batch sees. */
+  #seen: readonly RowRun[] = [];
 
   /** Allocates the buffers of all layers. The caller disposes the cache. */
   constructor(engine: Engine, config: ModelConfig, options: KvCacheOptions) {
@@ -119,6 +115,11 @@ export class KvCache implements Disposable {
       fromRow += ids.length;
       return run;
     });
+    this.#seen = runs.map(({ ids, firstKey, firstRow }) => ({
+      fromRow: firstKey,
+      toRow: firstKey,
+      numRows: firstRow + ids.length - firstKey,
+    }));
     for (const { slot, ids } of entries) this.#lengths[slot] = this.length(slot) + ids.length;
     return batch;
   }
@@ -131,26 +132,20 @@ export class KvCache implements Disposable {
       append: (k_TC, v_TC) => {
         this.#store(buffers.k_SC, k_TC);
         this.#store(buffers.v_SC, v_TC);
-        return buffers;
+        if (buffers.k_SC.dtype !== "fp8") return buffers;
+        const widen = (buffer: Tensor): Tensor => widenRows(this.#engine, buffer, buffer.dim(0), this.#seen, k_TC.dtype);
+        return { k_SC: widen(buffers.k_SC), v_SC: widen(buffers.v_SC) };
       },
     };
   }
   #store(buffer: Tensor, rows: Tensor): void {
-    const width = buffer.dim(1);
     const numRows = this.#pending.reduce((n, run) => n + run.numRows, 0);
     if (rows.dim(0) !== numRows)
       throw new MoeError(
         "internal",
         `KV cache: ${rows.dim(0)} rows for a batch of ${numRows} tokens: the batch is not the last one of extend()`,
       );
-    const { kernels } = this.#engine.backend;
-    const [toBytes, fromBytes] = [width * dtypeBytes[buffer.dtype], width * dtypeBytes[rows.dtype]];
-    for (const run of this.#pending) {
-      const out = buffer.ptr + run.toRow * toBytes;
-      const from = rows.ptr + run.fromRow * fromBytes;
-      if (buffer.dtype === rows.dtype) kernels.copyRows(out, from, run.numRows, toBytes, toBytes, fromBytes);
-      else kernels.cast(out, from, run.numRows * width, dtypeCodes[buffer.dtype], dtypeCodes[rows.dtype]);
-    }
+    storeRows(buffer, rows, this.#pending);
   }
 
   [Symbol.dispose](): void {

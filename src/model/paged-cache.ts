@@ -9,13 +9,14 @@
  * Not here: which sequence runs when, and who gives way when blocks run out (`src/serve`).
  * Legend: S rows of all blocks, C = key-value heads * headDim.
  */
-import { dtypeBytes, dtypeCodes } from "../backend/kernels.ts";
+import { dtypeBytes } from "../backend/kernels.ts";
 import type { ModelConfig } from "../config/model.ts";
 import type { LayerCache } from "../nn/index.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { batchOfRuns, type Batch } from "./batch.ts";
 import { BlockPool, emptyChain } from "./block-pool.ts";
+import { storeRows, widenRows, type RowRun } from "./cache-rows.ts";
 import type { KvCacheOptions } from "./kv-cache.ts";
 
 /** Tokens of one block: the attention kernel's block of keys. */
@@ -49,19 +50,18 @@ export interface PagedEntry {
   readonly ids: ArrayLike<number>;
 }
 
-interface CopyRun {
-  readonly fromRow: number;
-  readonly toRow: number;
-  readonly numRows: number;
-}
-
 export class PagedCache implements Disposable {
   readonly options: PagedCacheOptions;
   readonly #engine: Engine;
   readonly #vocabSize: number;
   readonly #pool: BlockPool;
   readonly #layers: readonly { readonly k_SC: Tensor; readonly v_SC: Tensor }[];
-  #pending: { readonly runs: readonly CopyRun[]; readonly blocks: Tensor; readonly numRows: number } | null = null;
+  #pending: {
+    readonly runs: readonly RowRun[];
+    readonly table: readonly number[];
+    readonly blocks: Tensor;
+    readonly numRows: number;
+  } | null = null;
 
   /** Allocates the buffers of all layers. The caller disposes the cache. */
   constructor(engine: Engine, config: ModelConfig, options: PagedCacheOptions) {
@@ -221,6 +221,7 @@ export class PagedCache implements Disposable {
     const table = entries.flatMap(({ sequence, ids }) => sequence.blocks.slice(0, Math.ceil((sequence.length + ids.length) / blockTokens)));
     this.#pending = {
       runs: copyRuns(entries),
+      table,
       blocks: this.#engine.from(table, [table.length], "i32"),
       numRows: batch.ids.size,
     };
@@ -236,25 +237,17 @@ export class PagedCache implements Disposable {
       append: (k_TC, v_TC) => {
         if (this.#pending === null || k_TC.dim(0) !== this.#pending.numRows)
           throw new MoeError("internal", `paged cache: ${k_TC.dim(0)} rows: the batch is not the last one of extend()`);
-        const { runs, blocks } = this.#pending;
-        this.#store(buffers.k_SC, k_TC, runs);
-        this.#store(buffers.v_SC, v_TC, runs);
-        return { ...buffers, blocks };
+        const { runs, table, blocks } = this.#pending;
+        storeRows(buffers.k_SC, k_TC, runs);
+        storeRows(buffers.v_SC, v_TC, runs);
+        if (this.options.dtype !== "fp8") return { ...buffers, blocks };
+        // Widened one after another, the blocks lie in a row as the table has them.
+        const pages = table.map((block, i) => ({ fromRow: block * blockTokens, toRow: i * blockTokens, numRows: blockTokens }));
+        const widen = (buffer: Tensor): Tensor => widenRows(this.#engine, buffer, table.length * blockTokens, pages, k_TC.dtype);
+        return { k_SC: widen(buffers.k_SC), v_SC: widen(buffers.v_SC) };
       },
     };
   }
-  #store(buffer: Tensor, rows: Tensor, runs: readonly CopyRun[]): void {
-    const { kernels } = this.#engine.backend;
-    const width = buffer.dim(1);
-    const [toBytes, fromBytes] = [width * dtypeBytes[buffer.dtype], width * dtypeBytes[rows.dtype]];
-    for (const run of runs) {
-      const out = buffer.ptr + run.toRow * toBytes;
-      const from = rows.ptr + run.fromRow * fromBytes;
-      if (buffer.dtype === rows.dtype) kernels.copyRows(out, from, run.numRows, toBytes, toBytes, fromBytes);
-      else kernels.cast(out, from, run.numRows * width, dtypeCodes[buffer.dtype], dtypeCodes[rows.dtype]);
-    }
-  }
-
   [Symbol.dispose](): void {
     for (const { k_SC, v_SC } of this.#layers) {
       k_SC.dispose();
@@ -274,8 +267,8 @@ function blockIds(ids: ArrayLike<number>, from: number): number[] {
 }
 
 /** Rows of a batch that go to rows of the buffers: one run a block that is touched. */
-function copyRuns(entries: readonly PagedEntry[]): CopyRun[] {
-  const runs: CopyRun[] = [];
+function copyRuns(entries: readonly PagedEntry[]): RowRun[] {
+  const runs: RowRun[] = [];
   let fromRow = 0;
   for (const { sequence, ids } of entries) {
     for (let done = 0; done < ids.length;) {

@@ -18,7 +18,7 @@ interface GenerateFlags {
   readonly seed: number;
   readonly stop?: string[];
   readonly dtype?: string;
-  readonly cacheDtype?: "f32" | "bf16";
+  readonly cacheDtype?: "f32" | "bf16" | "fp8";
   readonly json?: boolean;
 }
 
@@ -37,7 +37,7 @@ export function addGenerate(program: Command): void {
     .option("--seed <n>", "seed of the sampler", wholeNumber(0), 0)
     .option("--stop <text...>", "end before this text")
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
-    .addOption(new Option("--cache-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16"]))
+    .addOption(new Option("--cache-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16", "fp8"]))
     .option("--json", "print one JSON object")
     .action(generate);
 }
