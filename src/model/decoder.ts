@@ -23,6 +23,7 @@ import { MoeError } from "../util/errors.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
 import { initialParameters, parameterSpecs, type ModelDType } from "./parameters.ts";
+import { cacheConfigOf, embedShard, ownShare, shardLogits, shardSpecs, type ModelShard } from "./shard.ts";
 
 /** Keys and values of earlier tokens, layer by layer. */
 export interface DecoderCache {
@@ -73,18 +74,27 @@ export class Decoder implements Disposable {
   readonly #embedding: Tensor;
   readonly #head: Tensor;
   readonly #rotary: RotaryEmbedding;
+  readonly #shard: ModelShard | null;
 
-  /** Takes over `parameters`, which must be those of `parameterSpecs(config, dtype)`; throws `shape` otherwise. */
-  constructor(engine: Engine, config: ModelConfig, dtype: ModelDType, parameters: ReadonlyMap<string, Tensor>) {
+  /** Takes over `parameters`, which must be those of `parameterSpecs(config, dtype)` (of a rank: its parts of them, `shardSpecs`); throws `shape` otherwise. */
+  constructor(
+    engine: Engine,
+    config: ModelConfig,
+    dtype: ModelDType,
+    parameters: ReadonlyMap<string, Tensor>,
+    shard: ModelShard | null = null,
+  ) {
     const map = new ParameterMap(parameters);
-    map.check(parameterSpecs(config, dtype));
+    const specs = parameterSpecs(config, dtype);
+    map.check(shard === null ? specs : shardSpecs(specs, config, ownShare(shard)));
+    this.#shard = shard;
     this.engine = engine;
     this.config = config;
     this.dtype = dtype;
     this.parameters = parameters;
     this.#embedding = map.get("embedding.weight");
     this.#head = config.tiedEmbeddings ? this.#embedding : map.get("head.weight");
-    this.#layers = Array.from({ length: config.numLayers }, (_, layer) => buildLayer(map, config, layer));
+    this.#layers = Array.from({ length: config.numLayers }, (_, layer) => buildLayer(map, config, layer, shard));
     this.#norm = new RmsNorm(map.get("norm.weight"), config.normEps);
     const { ropeTheta: theta, headDim, ropeScaling: scaling, maxPositions } = config;
     this.#rotary = new RotaryEmbedding(engine, { theta, headDim, scaling, maxPositions });
@@ -96,6 +106,11 @@ export class Decoder implements Disposable {
     return new Decoder(engine, config, dtype, parameters);
   }
 
+  /** What caches for this model are made by: the configuration, with a rank's own key-value heads. */
+  get cacheConfig(): ModelConfig {
+    return cacheConfigOf(this.config, this.#shard);
+  }
+
   /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
   forwardHidden(batch: Batch, { cache, routing: context = {}, recomputeLayers = 0, onLayer }: ForwardOptions = {}): HiddenOutput {
     if (cache !== undefined && this.engine.tape !== null) {
@@ -103,7 +118,7 @@ export class Decoder implements Disposable {
     }
     const ropeTable = this.#rotary.forLength(batch.numPositions, { incremental: cache !== undefined });
     const routing: LayerRouting[] = [];
-    let x_TH = embedding(this.#embedding, batch.ids);
+    let x_TH = this.#shard === null ? embedding(this.#embedding, batch.ids) : embedShard(this.#shard, this.#embedding, batch.ids);
     for (const [layer, block] of this.#layers.entries()) {
       const before_TH = x_TH;
       const run = ([x, positions, keyBase, keyEnd, table, valid]: readonly Tensor[]): Tensor[] => {
@@ -126,7 +141,9 @@ export class Decoder implements Disposable {
    * all T. Choosing rows is for inference: no gradient flows back through it. Throws `shape` for a row outside 0..T-1.
    */
   logits(hidden_TH: Tensor, rows?: readonly number[]): Tensor {
-    return linear(rows === undefined ? hidden_TH : this.#select(hidden_TH, rows), this.#head, null, { outDtype: "f32" });
+    const hidden_RH = rows === undefined ? hidden_TH : this.#select(hidden_TH, rows);
+    if (this.#shard !== null) return shardLogits(this.#shard, hidden_RH, this.#head);
+    return linear(hidden_RH, this.#head, null, { outDtype: "f32" });
   }
   #select(hidden_TH: Tensor, rows: readonly number[]): Tensor {
     const T = hidden_TH.dim(0);
@@ -143,6 +160,7 @@ export class Decoder implements Disposable {
    * experts in balance are made by whoever trains, from `routing`. Under a tape, throws `configuration` where no parameter trains.
    */
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
+    if (this.#shard !== null) throw new MoeError("unsupported", "the loss of a model cut over ranks: tensor parallelism is for inference");
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
     const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });

@@ -12,6 +12,7 @@ import { fileError, MoeError } from "../util/errors.ts";
 import { Decoder } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
 import { asParameter, mayBeFp8, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
+import { ownShare, scalesCanBeCut, shardSpecs, slicedPieces, slicedScales, wholeSpec, type ModelShard } from "./shard.ts";
 import { openModelSource, type ModelSource, type RawTensor } from "./source.ts";
 
 export interface LoadOptions {
@@ -24,6 +25,8 @@ export interface LoadOptions {
   readonly mapped?: boolean;
   /** What to do with FP8 matrices: "keep" (default) their codes and scales, or make plain matrices of them. */
   readonly quantized?: "keep" | "dequantize";
+  /** What a rank of a group has of the model: it reads its own bytes only. Absent or null: all of it. */
+  readonly shard?: ModelShard | null;
 }
 
 /** Elements read and converted at once. */
@@ -41,7 +44,10 @@ export function loadModel(engine: Engine, path: string, options: LoadOptions = {
   using source = openModelSource(path);
   const dtype = options.dtype ?? source.dtype;
   if (options.mapped === false && options.quantized !== "dequantize") refuseToTrain(source);
-  return new Decoder(engine, source.config, dtype, loadParameters(engine, source, parameterSpecs(source.config, dtype), options));
+  const { shard = null } = options;
+  const specs = parameterSpecs(source.config, dtype);
+  const own = shard === null ? specs : shardSpecs(specs, source.config, ownShare(shard));
+  return new Decoder(engine, source.config, dtype, loadParameters(engine, source, own, options), shard);
 }
 
 function refuseToTrain(source: ModelSource): void {
@@ -53,7 +59,7 @@ function refuseToTrain(source: ModelSource): void {
   );
 }
 
-/** Parameters by our names from an open model. The caller disposes them. Throws `file`. */
+/** Parameters, or a rank's parts of them, by our names from an open model. The caller disposes them. Throws `file`. */
 export function loadParameters(
   engine: Engine,
   source: ModelSource,
@@ -64,11 +70,12 @@ export function loadParameters(
   const parameters = new Map<string, Tensor>();
   try {
     for (const spec of specs) {
-      const pieces = huggingFacePieces(spec, source.layout, source.config);
-      const scaling = quantized === "keep" ? fp8ScalingOf(source, spec, pieces) : null;
+      const whole = huggingFacePieces(wholeSpec(spec), source.layout, source.config);
+      const pieces = slicedPieces(spec, whole);
+      const scaling = quantized === "keep" ? fp8ScalingOf(source, spec, whole) : null;
       const stored = scaling === null ? spec : { ...spec, dtype: "fp8" as const };
       const tensor = (maps === null ? null : mappedTensor(maps, source, stored, pieces)) ?? copiedTensor(engine, source, stored, pieces);
-      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, pieces) };
+      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, spec, scaling, whole) };
       if (spec.name.includes(".moe.router.")) requireFinite(source, pieces);
       if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);
@@ -141,18 +148,19 @@ function fp8ScalingOf(source: ModelSource, spec: ParameterSpec, pieces: readonly
   if (!mayBeFp8(spec)) return null;
   const kinds = new Set(pieces.map(({ name }) => source.scales(name)?.scaling ?? null));
   const [kind = null] = kinds;
-  return kinds.size === 1 ? kind : null;
+  return kinds.size === 1 && kind !== null && scalesCanBeCut(spec, kind) ? kind : null;
 }
 
-/** The scales of all pieces, one after another, as an f32 tensor of no scope. */
-function scalesTensor(engine: Engine, source: ModelSource, pieces: readonly Piece[]): Tensor {
-  const all = pieces.map(({ name }) => source.scales(name)?.values ?? new Float32Array(0));
-  const values = new Float32Array(all.reduce((n, { length }) => n + length, 0));
+/** The scales of the whole parameter's pieces, one after another, cut as the parameter is, as an f32 tensor of no scope. */
+function scalesTensor(engine: Engine, source: ModelSource, spec: ParameterSpec, scaling: Fp8Scaling, whole: readonly Piece[]): Tensor {
+  const all = whole.map(({ name }) => source.scales(name)?.values ?? new Float32Array(0));
+  const joined = new Float32Array(all.reduce((n, { length }) => n + length, 0));
   let at = 0;
   for (const part of all) {
-    values.set(part, at);
+    joined.set(part, at);
     at += part.length;
   }
+  const values = slicedScales(spec, scaling, joined);
   const tensor = engine.detached([values.length], "f32");
   engine.backend.write(tensor.ptr, values);
   return tensor;

@@ -25,6 +25,13 @@ export interface ParameterSpec {
   readonly decays: boolean;
   /** False for a buffer that no gradient reaches: the bias that a router chooses with (`moe.router.bias`). */
   readonly trains: boolean;
+  /** Where this is a rank's part of a parameter: `shape` is the part's, cut from `start` on out of `size` in dimension `dim`. */
+  readonly slice?: ParameterSlice;
+}
+export interface ParameterSlice {
+  readonly dim: number;
+  readonly start: number;
+  readonly size: number;
 }
 
 /** Whether a parameter may be kept in FP8: the matrices of layers that linear layers and experts multiply by. Not routers, embeddings, head or norms. */

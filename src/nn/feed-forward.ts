@@ -3,6 +3,8 @@
  *
  * Legend: T tokens, H hidden, F width of the network.
  */
+import type { DType } from "../backend/kernels.ts";
+import { activationDtype, type TensorGroup } from "../parallel/group.ts";
 import { linearMany, swiglu, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 
@@ -13,14 +15,23 @@ export class FeedForward {
   readonly up: Linear;
   /** [H, F] */
   readonly down: Linear;
+  readonly #group: TensorGroup | null;
 
-  constructor(gate: Linear, up: Linear, down: Linear) {
+  /** Alone without a group; with one, F is the rank's columns (possibly none), and the ranks' outputs are added up. */
+  constructor(gate: Linear, up: Linear, down: Linear, group: TensorGroup | null = null) {
     this.gate = gate;
     this.up = up;
     this.down = down;
+    this.#group = group;
   }
   forward(x_TH: Tensor): Tensor {
+    if (this.#group === null) return this.part(x_TH, x_TH.dtype);
+    return this.#group.sum(this.part(x_TH, "f32"), activationDtype(x_TH));
+  }
+  /** What these columns add to the output. */
+  part(x_TH: Tensor, dtype: DType): Tensor {
+    if (this.gate.weight_NK.dim(0) === 0) return x_TH.engine.zeros(x_TH.shape, dtype);
     const [gate_TF, up_TF] = linearMany(x_TH, [this.gate, this.up]) as [Tensor, Tensor];
-    return this.down.forward(swiglu(gate_TF, up_TF));
+    return this.down.forward(swiglu(gate_TF, up_TF), dtype);
   }
 }

@@ -1,9 +1,17 @@
 /** Layers, written once over the ops: linear, norm, rotary embedding, attention, feed-forward, mixture of experts. */
-export { Attention, type AttentionInput, type AttentionModules, type AttentionSizes, type LayerCache } from "./attention.ts";
+export {
+  Attention,
+  type AttentionInput,
+  type AttentionModules,
+  type AttentionShard,
+  type AttentionSizes,
+  type LayerCache,
+} from "./attention.ts";
 export { Block, type BlockModules } from "./block.ts";
 export { FeedForward } from "./feed-forward.ts";
+export { GatheredNorm } from "./gathered-norm.ts";
 export { Linear } from "./linear.ts";
-export { MoeBlock, type MoeBlockOptions, type Routing } from "./moe/block.ts";
+export { MoeBlock, type ExpertShard, type MoeBlockOptions, type Routing } from "./moe/block.ts";
 export { compareRouting, selectionScores, type ChosenExperts, type RoutingComparison, type RoutingFlip } from "./moe/compare.ts";
 export {
   droppedAssignments,

@@ -3,6 +3,7 @@ export { Engine } from "./engine.ts";
 export { Tape, recompute, recomputeMany, type GradTarget } from "./tape.ts";
 export { numElements, Storage, Tensor, type ParameterState, type Shape, type WeightScales } from "./tensor.ts";
 export { attention, type AttentionOptions } from "./ops/attention.ts";
+export { attentionSegments, type AttentionSegment } from "./ops/attention-segments.ts";
 export {
   balanceLoss,
   routerStatistics,

@@ -10,7 +10,11 @@
  *
  * Legend: T tokens, H hidden, E experts, K choices, R rows of all experts, G balance groups.
  */
+import { dtypeCodes } from "../../backend/kernels.ts";
+import { activationDtype, type TensorGroup } from "../../parallel/group.ts";
 import { add, castTo, combine, dispatch, scale, type Tensor } from "../../tensor/index.ts";
+import { MoeError } from "../../util/errors.ts";
+import type { Interval } from "../../util/partition.ts";
 import { expertCapacity, validPerGroup, type RoutingContext } from "./context.ts";
 import type { Experts } from "./experts.ts";
 import type { Router } from "./router.ts";
@@ -34,6 +38,16 @@ export interface MoeBlockOptions {
   /** Factor of the experts' input: 1, or K in models that multiply features by top-k. */
   readonly inputScale?: number;
   readonly sharedExpert?: SharedExpert | null;
+  /** What a rank has of the experts; absent or null: all of them. */
+  readonly shard?: ExpertShard | null;
+}
+/** The experts of a rank: some of them, or some columns of each. The router is whole on every rank, and decides the same on all. */
+export interface ExpertShard {
+  readonly group: TensorGroup;
+  /** Which experts the rank's matrices are, possibly none. */
+  readonly experts: Interval;
+  /** Experts of all ranks. */
+  readonly numExperts: number;
 }
 
 export class MoeBlock {
@@ -41,8 +55,10 @@ export class MoeBlock {
   readonly experts: Experts;
   readonly inputScale: number;
   readonly sharedExpert: SharedExpert | null;
+  readonly #shard: ExpertShard | null;
 
-  constructor(router: Router, experts: Experts, { inputScale = 1, sharedExpert = null }: MoeBlockOptions = {}) {
+  constructor(router: Router, experts: Experts, { inputScale = 1, sharedExpert = null, shard = null }: MoeBlockOptions = {}) {
+    this.#shard = shard;
     this.router = router;
     this.experts = experts;
     this.inputScale = inputScale;
@@ -57,6 +73,15 @@ export class MoeBlock {
     const scaled_TH = this.inputScale === 1 ? x_TH : scale(x_TH, this.inputScale);
     context.observe?.(layer, this.experts, scaled_TH);
     const groupOffsets = context.groupOffsets ?? [0, x_TH.dim(0)];
+    if (this.#shard !== null) {
+      if (context.capacity)
+        throw new MoeError("unsupported", "experts of several ranks with a capacity: tensor parallelism is for inference");
+      const part_TH = this.#part(this.#shard, scaled_TH, indices_TK, weights_TK);
+      if (this.sharedExpert !== null) accumulate(part_TH, this.sharedExpert.forward(x_TH, f32_TH, "f32"));
+      const counts_GE = countAssignments(indices_TK, groupOffsets, this.#shard.numExperts);
+      const y_TH = this.#shard.group.sum(part_TH, activationDtype(x_TH));
+      return { y_TH, routing: { probs_TE, logits_TE, indices_TK, weights_TK, counts_GE } };
+    }
     const {
       rows,
       offsets,
@@ -76,9 +101,47 @@ export class MoeBlock {
     return { y_TH, routing: { probs_TE, logits_TE, indices_TK, weights_TK, counts_GE } };
   }
 
+  /** f32 [T, H]: what the experts of this rank add. Assignments to the others are nobody's here. */
+  #part({ experts, numExperts }: ExpertShard, x_TH: Tensor, indices_TK: Tensor, weights_TK: Tensor): Tensor {
+    const { engine } = x_TH;
+    const [numLocal, columns] = [this.experts.gate_EFH.dim(0), this.experts.gate_EFH.dim(1)];
+    if (numLocal === 0 || columns === 0) return engine.zeros(x_TH.shape, "f32");
+    const all = numLocal === numExperts;
+    const local_TK = all ? indices_TK : engine.from(localIndices(indices_TK.toInt32Array(), experts), indices_TK.shape, "i32");
+    const { rows, offsets, slotRow, numRows } = dispatch(x_TH, local_TK, weights_TK, {
+      numExperts: numLocal,
+      capacities: null,
+      dropBy: "probability",
+    });
+    if (numRows === 0) return engine.zeros(x_TH.shape, "f32");
+    return combine(castTo(this.experts.forward(rows, offsets), "f32"), slotRow, weights_TK);
+  }
+
   #capacities(groupOffsets: readonly number[], { capacity, valid }: RoutingContext): number[] | null {
     if (capacity === undefined || capacity === null) return null;
     const numValid = validPerGroup(groupOffsets, valid?.toInt32Array() ?? null);
     return numValid.map((numTokens) => expertCapacity(capacity.factor, this.router.settings.topK, numTokens, this.experts.numExperts));
   }
+}
+
+/** Numbers of experts counted from the first of `experts`, -1 for those outside. */
+function localIndices(indices: Int32Array, { start, end }: Interval): Int32Array {
+  return indices.map((e) => (e >= start && e < end ? e - start : -1));
+}
+/** i32 [G, E]: assignments of each group. */
+function countAssignments(indices_TK: Tensor, groupOffsets: readonly number[], numExperts: number): Tensor {
+  const [indices, K, G] = [indices_TK.toInt32Array(), indices_TK.dim(1), groupOffsets.length - 1];
+  const counts = new Int32Array(G * numExperts);
+  for (let g = 0; g < G; g++) {
+    for (let slot = (groupOffsets[g] ?? 0) * K; slot < (groupOffsets[g + 1] ?? 0) * K; slot++) {
+      const at = g * numExperts + (indices[slot] ?? -1);
+      if ((indices[slot] ?? -1) >= 0) counts[at] = (counts[at] ?? 0) + 1;
+    }
+  }
+  return indices_TK.engine.from(counts, [G, numExperts], "i32");
+}
+/** sum += x, both f32, in place. */
+function accumulate(sum: Tensor, x: Tensor): void {
+  sum.engine.backend.kernels.accumulate(sum.ptr, x.ptr, x.size, 1, dtypeCodes.f32);
+  sum.storage.version++;
 }

@@ -4,6 +4,7 @@
  *
  * Legend: T tokens, H hidden.
  */
+import type { DType } from "../../backend/kernels.ts";
 import { scale, sigmoidGate, type Tensor } from "../../tensor/index.ts";
 import type { FeedForward } from "../feed-forward.ts";
 import type { Linear } from "../linear.ts";
@@ -21,9 +22,9 @@ export class SharedExpert {
     this.scale = factor;
   }
 
-  /** [T, H] from x [T, H]; `f32_TH` is x in f32, for the gate. */
-  forward(x_TH: Tensor, f32_TH: Tensor): Tensor {
-    const y_TH = this.network.forward(x_TH);
+  /** [T, H] in `dtype` from x [T, H]; `f32_TH` is x in f32, for the gate. Of a rank that has some of the columns: its part of the sum. */
+  forward(x_TH: Tensor, f32_TH: Tensor, dtype: DType = x_TH.dtype): Tensor {
+    const y_TH = this.network.part(x_TH, dtype);
     if (this.gate !== null) return sigmoidGate(y_TH, this.gate.forward(f32_TH), this.scale);
     return this.scale === 1 ? y_TH : scale(y_TH, this.scale);
   }
