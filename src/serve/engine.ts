@@ -10,76 +10,16 @@
  * deadlines (`src/server`).
  */
 import { checkSamplingOptions, samplingOptions } from "../generate/index.ts";
-import { batchOfDocuments, blockTokens, PagedCache, type Decoder, type KvCacheOptions, type PagedSequence } from "../model/index.ts";
+import { batchOfDocuments, blockTokens, PagedCache, type Decoder, type PagedSequence } from "../model/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Drafter } from "./drafter.ts";
 import { forwardStep, type StepEntry, type StepRow } from "./forward.ts";
 import { planTokens } from "./plan.ts";
-import type { GenerationListener, GenerationRequest, RequestUsage, ServeFinishReason, TokenLogprobs } from "./request.ts";
-import { logprobsOf, ServeSequence, type ChoiceSettings } from "./sequence.ts";
-
-export interface ServingOptions {
-  /** Bytes of the KV cache: sequences under way and beginnings that are kept. */
-  readonly cacheBytes: number;
-  /** Element type of the cache. Default: the model's. */
-  readonly cacheDtype?: KvCacheOptions["dtype"];
-  /** Sequences that run at once. Default 32. */
-  readonly maxRunning?: number;
-  /** Prompt and output of one sequence. Default: the positions that the model was made for. */
-  readonly maxContext?: number;
-  /** Tokens of one step. Default 512. */
-  readonly tokenBudget?: number;
-  /** Keep beginnings for later requests. Default true. */
-  readonly prefixCache?: boolean;
-  /** Guesses tokens (`NgramDrafter`, `ModelDrafter`). The engine disposes it. */
-  readonly drafter?: Drafter;
-  /** Guessed tokens of a sequence in one step. Default 4. */
-  readonly maxDraftTokens?: number;
-}
-
-/** What the engine is and did; counters since it was made. */
-export interface ServingStats {
-  readonly running: number;
-  readonly waiting: number;
-  readonly blocksTotal: number;
-  /** Blocks of sequences that run. */
-  readonly blocksUsed: number;
-  /** Blocks that are kept for who may begin the same way. */
-  readonly blocksIdle: number;
-  readonly steps: number;
-  /** Tokens that passed through the model. */
-  readonly computedTokens: number;
-  readonly generatedTokens: number;
-  /** Prompt tokens of requests that began, and how many of them the prefix cache had. */
-  readonly promptTokens: number;
-  readonly cachedPromptTokens: number;
-  readonly preemptions: number;
-  readonly draftedTokens: number;
-  readonly acceptedTokens: number;
-}
-
-/** A request on its way. */
-interface Group {
-  readonly id: number;
-  readonly settings: ChoiceSettings;
-  readonly listener: GenerationListener;
-  readonly submitted: number;
-  readonly promptLogprobs: TokenLogprobs[];
-  /** Choices that have not finished, those that were not begun included. */
-  open: number;
-  /** Choices that begin when the first one's prompt is computed. */
-  unforked: number;
-  cachedTokens: number | null;
-  generatedTokens: number;
-  firstTokenMs: number | null;
-}
-interface Task {
-  readonly group: Group;
-  readonly sequence: ServeSequence;
-  finished: boolean;
-}
-type Planned = StepEntry & { readonly task: Task; readonly drafts: readonly number[] };
+import type { ServingOptions, ServingStats } from "./options.ts";
+import type { GenerationListener, GenerationRequest, ServeFinishReason } from "./request.ts";
+import { logprobsOf, ServeSequence } from "./sequence.ts";
+import { asError, checkRequest, entryOf, usageOf, type Group, type Planned, type Task } from "./task.ts";
 
 export class ServingEngine implements Disposable {
   readonly model: Decoder;
@@ -165,7 +105,7 @@ export class ServingEngine implements Disposable {
     const { promptIds, n = 1 } = request;
     const sampling = samplingOptions(request.sampling ?? {});
     checkSamplingOptions(sampling);
-    this.#checkRequest(request);
+    checkRequest(request, this.model.config.vocabSize, this.maxContext);
     const stopIds = new Set([...(request.ignoreEnd === true ? [] : this.#endIds), ...(request.stopIds ?? [])]);
     const maxTokens = Math.min(request.maxTokens, this.maxContext - promptIds.length);
     const group: Group = {
@@ -183,28 +123,6 @@ export class ServingEngine implements Disposable {
     this.#groups.set(group.id, group);
     this.#waiting.push(this.#task(group, 0));
     return group.id;
-  }
-  #checkRequest(request: GenerationRequest): void {
-    const { promptIds, maxTokens, seed = 0, n = 1, logprobs = 0, promptLogprobs = 0 } = request;
-    const { vocabSize } = this.model.config;
-    if (promptIds.length === 0) throw new MoeError("usage", "request: expected a prompt of at least one token, got none");
-    if (promptIds.length > this.maxContext || (promptIds.length === this.maxContext && maxTokens > 0))
-      throw new MoeError(
-        "usage",
-        `request: a prompt of ${promptIds.length} tokens leaves no room in a context of ${this.maxContext} (prompt and output)`,
-      );
-    const wrong = Array.from(promptIds).findIndex((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
-    if (wrong >= 0)
-      throw new MoeError("usage", `request: prompt token ${wrong} is ${promptIds[wrong]}, expected an id from 0 to ${vocabSize - 1}`);
-    for (const [name, value, least] of [
-      ["maxTokens", maxTokens, 0],
-      ["seed", seed, 0],
-      ["n", n, 1],
-      ["logprobs", logprobs, 0],
-      ["promptLogprobs", promptLogprobs, 0],
-    ] as const)
-      if (!(Number.isSafeInteger(value) && value >= least))
-        throw new MoeError("usage", `request: ${name}: expected a whole number of at least ${least}, got ${value}`);
   }
   #task(group: Group, choice: number): Task {
     return { group, sequence: new ServeSequence(group.settings, choice, this.tokenizer), finished: false };
@@ -432,7 +350,7 @@ export class ServingEngine implements Disposable {
    * The mean of the final hidden states f32 [hidden] of a text: an embedding of sorts, by a pass of its own. Throws `usage` as `submit` does.
    */
   embed(promptIds: ArrayLike<number>): Float32Array {
-    this.#checkRequest({ promptIds, maxTokens: 0 });
+    checkRequest({ promptIds, maxTokens: 0 }, this.model.config.vocabSize, this.maxContext);
     const { engine, config } = this.model;
     return engine.scope(() => {
       const { hidden_TH } = this.model.forwardHidden(batchOfDocuments(engine, [promptIds], { vocabSize: config.vocabSize }));
@@ -449,23 +367,4 @@ export class ServingEngine implements Disposable {
     this.#cache[Symbol.dispose]();
     this.#drafter?.[Symbol.dispose]();
   }
-}
-
-/** The next `count` tokens of a sequence and guesses after them, with the rows that are wanted. */
-function entryOf(task: Task, cache: PagedSequence, count: number, drafts: readonly number[]): Planned {
-  const { sequence, group } = task;
-  const first = cache.length;
-  const ids = [...sequence.ids.slice(first, first + count), ...drafts];
-  const lastNeeded = sequence.ids.length - 1 - first;
-  const { promptLogprobs } = group.settings.request;
-  const nextLogprob = promptLogprobs === undefined || sequence.choice > 0 ? sequence.promptLength : group.promptLogprobs.length;
-  const isPrompt = (place: number): boolean => place >= nextLogprob && place < sequence.promptLength - 1;
-  const wanted = [...ids.keys()].filter((offset) => offset >= lastNeeded || isPrompt(first + offset));
-  return { task, sequence: cache, first, ids, wanted, drafts };
-}
-function usageOf({ settings, cachedTokens, generatedTokens, firstTokenMs }: Group): RequestUsage {
-  return { promptTokens: settings.request.promptIds.length, cachedTokens: cachedTokens ?? 0, generatedTokens, firstTokenMs };
-}
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new Error(String(error));
 }
