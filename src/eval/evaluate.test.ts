@@ -10,8 +10,10 @@ import { Decoder } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { choiceMetrics, evaluateTasks, type EvaluateOptions, type Evaluation } from "./evaluate.ts";
+import { prepareTask } from "./prepare.ts";
 import { tableRows } from "./report.ts";
 import { hashText } from "./responses.ts";
+import { math500Task } from "./tasks/math.ts";
 import { writeEvaluation } from "./write.ts";
 
 let folder = "";
@@ -193,6 +195,19 @@ describe("data", () => {
     await expect(run(["gsm8k"], { data: broken })).rejects.toThrow(/gsm8k-test\.jsonl:5: expected text under "answer".*--skip-broken/);
     const { results } = await run(["gsm8k"], { data: broken, skipBroken: true, limit: 2 });
     expect(results["n-samples"]["gsm8k"]).toEqual({ original: 4, effective: 2, skipped: 2 });
+    appendFileSync(join(broken, "gsm8k-train.jsonl"), "[]\n");
+    const notices: string[] = [];
+    await run(["gsm8k"], { data: broken, skipBroken: true, limit: 1, onNotice: (notice) => notices.push(notice) });
+    expect(notices).toEqual(["gsm8k: 2 broken rows were left out", "gsm8k: 1 broken rows among the examples were left out"]);
+  });
+  test("a task never shows a document its own answer: one without a split for examples has none to show", async () => {
+    const { fewshotDocs: _, ...minerva } = math500Task();
+    const rows = [1, 2, 3].map((i) => ({ problem: `p${i}`, solution: `\\boxed{${i}}` }));
+    writeFileSync(join(data, "MATH-500.jsonl"), lines(rows));
+    const options = { data, downloads: "", skipBroken: false, limit: null, fewshotSeed: 1 };
+    await expect(prepareTask(minerva, { ...options, numFewshot: 1 })).rejects.toThrow("expected 1 examples to show (--num-fewshot), got 0");
+    const { docs } = await prepareTask(minerva, { ...options, numFewshot: 0 });
+    expect(docs.map(({ prompt }) => prompt)).toEqual(rows.map(({ problem }) => `Problem:\n${problem}\n\nSolution:`));
   });
   test("missing data is named with what would be found", async () => {
     await expect(run(["mmlu"])).rejects.toThrow("expected data of mmlu");

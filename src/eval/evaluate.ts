@@ -110,7 +110,9 @@ export async function evaluateTasks(
   const asked: Asked[] = [];
   for (const task of new Map(chosen.flatMap(leaves).map((leaf) => [leaf.name, leaf])).values()) {
     const prepared = await prepareTask(task, { data, downloads, skipBroken, numFewshot, limit, fewshotSeed });
-    if (prepared.numBroken > 0) options.onNotice?.(`${task.name}: ${prepared.numBroken} broken rows were left out`);
+    const { numBroken, numBrokenExamples } = prepared;
+    if (numBroken > 0) options.onNotice?.(`${task.name}: ${numBroken} broken rows were left out`);
+    if (numBrokenExamples > 0) options.onNotice?.(`${task.name}: ${numBrokenExamples} broken rows among the examples were left out`);
     asked.push({ ...prepared, jobs: prepared.docs.map((doc) => maker.jobsOf(task, doc)) });
   }
   using log = new ResponseLog(options.responses ?? null, { resume: options.resume === true });

@@ -32,7 +32,9 @@ export interface PreparedTask {
   readonly numFewshot: number;
   /** Documents before the limit. */
   readonly numDocs: number;
+  /** Rows left out, among the documents and among the examples. */
   readonly numBroken: number;
+  readonly numBrokenExamples: number;
   readonly docs: readonly PreparedDoc[];
 }
 
@@ -75,14 +77,15 @@ export async function prepareTask(task: Task, options: PrepareOptions): Promise<
   const { docs, numBroken } = await loadDocs(task, task.dataset.split, options);
   const numFewshot = task.fixedFewshot ? task.numFewshot : (options.numFewshot ?? task.numFewshot);
   const { fewshotSplit } = task.dataset;
-  // Where a task names no split for examples, they are taken from the documents themselves.
-  const pool =
-    numFewshot === 0 ? [] : (task.fewshotDocs ?? (fewshotSplit === null ? docs : (await loadDocs(task, fewshotSplit, options)).docs));
-  const sampler = new ExampleSampler(task, pool, numFewshot, options.fewshotSeed);
+  const examples =
+    numFewshot === 0 || task.fewshotDocs !== undefined || fewshotSplit === null
+      ? { docs: task.fewshotDocs ?? [], numBroken: 0 }
+      : await loadDocs(task, fewshotSplit, options);
+  const sampler = new ExampleSampler(task, examples.docs, numFewshot, options.fewshotSeed);
   const { limit } = options;
   const count = limit === null ? docs.length : limit < 1 ? Math.ceil(docs.length * limit) : Math.floor(limit);
   const prepared = docs.slice(0, count).map((doc, docId) => ({ docId, doc, prompt: promptOf(task, doc, sampler.next(numFewshot)) }));
-  return { task, numFewshot, numDocs: docs.length, numBroken, docs: prepared };
+  return { task, numFewshot, numDocs: docs.length, numBroken, numBrokenExamples: examples.numBroken, docs: prepared };
 }
 
 interface Keyed {

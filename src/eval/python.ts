@@ -9,7 +9,7 @@
 /** Characters for which Python's `str.isspace` holds. JavaScript's `\s` has U+FEFF too and lacks U+001C to U+001F and U+0085. */
 const space = "\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
 const leading = new RegExp(`^[${space}]+`, "u");
-const trailing = new RegExp(`[${space}]+$`, "u");
+const oneSpace = new RegExp(`[${space}]`, "u");
 const runs = new RegExp(`[${space}]+`, "gu");
 
 /** `text.strip()`. */
@@ -18,7 +18,10 @@ export function strip(text: string): string {
 }
 /** `text.rstrip()`. */
 export function stripEnd(text: string): string {
-  return text.replace(trailing, "");
+  // From the end: a pattern would look at every run of spaces in a text, and that is quadratic in a long one.
+  let end = text.length;
+  while (end > 0 && oneSpace.test(text.charAt(end - 1))) end--;
+  return text.slice(0, end);
 }
 /** `len(re.split(r"\s+", text))`: words, where white space at an end counts an empty word. */
 export function countWords(text: string): number {

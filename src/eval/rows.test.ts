@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -64,6 +64,45 @@ test("JSON lines, gzipped too: what is not an object is a problem of its line", 
 test("a file of another ending is one row with its text", async () => {
   const path = file("g.txt", "Line one\n\nline three\n");
   expect(await readRows(path)).toEqual([{ where: path, row: { text: "Line one\n\nline three\n" } }]);
+});
+
+// Written by pyarrow (make-data.py), 12 rows in groups of 5: text, a list of texts, a 64-bit integer.
+const astronomy = join(import.meta.dirname, "../../test/golden/eval/data/mmlu-astronomy-test");
+
+test.each(["none", "snappy", "gzip", "zstd"])("Parquet with compression %s gives the rows that JSON lines give", async (compression) => {
+  const rows = async (path: string): Promise<unknown[]> => (await readRows(path)).map((item) => "row" in item && item.row);
+  const expected = await rows(`${astronomy}.jsonl`);
+  expect(expected).toHaveLength(12);
+  expect(await rows(`${astronomy}-${compression}.parquet`)).toEqual(expected);
+});
+
+test("a damaged Parquet file gives rows or a clear error, never anything else", async () => {
+  const whole = readFileSync(`${astronomy}-snappy.parquet`);
+  let n = 0;
+  const damage = fc.array(fc.tuple(fc.nat(whole.length - 1), fc.nat(255)), { minLength: 1, maxLength: 4 });
+  await fc.assert(
+    fc.asyncProperty(damage, fc.nat(whole.length), async (changes, cut) => {
+      const bytes = Uint8Array.from(whole);
+      for (const [at, value] of changes) bytes[at] = value;
+      const path = file(`damaged${n++ % 4}.parquet`, n % 2 === 0 ? bytes : bytes.subarray(0, cut));
+      const outcome = await readRows(path).catch((error: unknown) => error);
+      if (Array.isArray(outcome)) expect(outcome.length).toBeLessThan(1000);
+      else expect(outcome).toMatchObject({ name: "MoeError", kind: "file" });
+    }),
+    { numRuns: 300 },
+  );
+});
+
+test("an open quote before megabytes is a broken row, not the end of the program", async () => {
+  const [first, second] = await readRows(file("open.csv", `a,b\n1,2\n3,"${"x\n".repeat(8 << 20)}`));
+  expect(first).toMatchObject({ row: { a: "1", b: "2" } });
+  expect(second).toMatchObject({ problem: expect.stringContaining("a closing quote") as string });
+});
+
+test("a gzip bomb is refused before it fills the memory", async () => {
+  const zeros = gzipSync(Buffer.alloc(1 << 24));
+  const bomb = file("bomb.jsonl.gz", Buffer.concat(Array.from({ length: 40 }, () => zeros)));
+  await expect(readRows(bomb)).rejects.toThrow(/bomb\.jsonl\.gz: expected gzipped UTF-8 text of at most \d+ bytes/);
 });
 
 test("files that cannot be read at all are errors that name them", async () => {

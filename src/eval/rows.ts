@@ -4,6 +4,7 @@
  * CSV is RFC 4180: quoted cells may hold commas, doubled quotes and line ends. Its cells stay text, but for an unnamed first
  * column of row numbers, which becomes numbers under the name `Unnamed: 0`.
  */
+import { constants } from "node:buffer";
 import { readFileSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
 import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
@@ -34,10 +35,12 @@ function readText(path: string): string {
     throw systemError(path, "a readable file", error);
   }
   try {
-    if (path.endsWith(".gz")) bytes = gunzipSync(bytes);
+    // A text is one string; what unpacks to more than fits into one is refused before it fills the memory.
+    if (path.endsWith(".gz")) bytes = gunzipSync(bytes, { maxOutputLength: constants.MAX_STRING_LENGTH });
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (error) {
-    throw fileError(path, path.endsWith(".gz") ? "gzipped UTF-8 text" : "UTF-8 text", "bytes that are not", error);
+    const most = `of at most ${constants.MAX_STRING_LENGTH} bytes`;
+    throw fileError(path, `${path.endsWith(".gz") ? "gzipped UTF-8 text" : "UTF-8 text"} ${most}`, "bytes that are not, or more", error);
   }
 }
 
@@ -91,7 +94,8 @@ function numbered(cell: string | undefined): unknown {
 function csvLines(text: string): readonly CsvLine[] {
   const lines: CsvLine[] = [];
   // A cell: quoted, or up to a comma or line end. What follows it says whether the line goes on.
-  const cell = /(?:"((?:[^"]|"")*)("|$)|([^,\r\n]*))(,|\r?\n|\r|)/gy;
+  // (Runs between quotes are one step each: a cell of megabytes must not overflow the matcher's stack.)
+  const cell = /(?:"([^"]*(?:""[^"]*)*)("|$)|([^,\r\n]*))(,|\r?\n|\r|)/gy;
   let line = 1;
   let start = 1;
   let cells: string[] = [];

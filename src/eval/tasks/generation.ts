@@ -26,13 +26,10 @@ const flexibleExtract: Filter = {
 };
 
 /** What does not count when answers are compared: thousands separators, dollars, the way to the answer, a final point. */
-export function comparableNumber(text: string): string {
-  return text
-    .replaceAll(",", "")
-    .replaceAll("$", "")
-    .replaceAll(/.*#### /gs, "")
-    .replace(/\.(?=\n?$)/, "")
-    .toLowerCase();
+function comparableNumber(text: string): string {
+  const plain = text.replaceAll(",", "").replaceAll("$", "");
+  const mark = plain.lastIndexOf("#### ");
+  return (mark < 0 ? plain : plain.slice(mark + "#### ".length)).replace(/\.(?=\n?$)/, "").toLowerCase();
 }
 
 export function gsm8kTask(): GenerationTask {

@@ -8,11 +8,11 @@
 import { strip } from "../python.ts";
 import { minervaRemovals, minervaSubstitutions } from "./minerva.ts";
 
-/** The content of the last `\boxed{...}` (or `\fbox{...}`) of a solution; null where there is none that closes. */
+/** The content of the last `\boxed{...}` of a solution, or of its last `\boxed x`; null where there is none that closes. */
 export function boxedAnswer(solution: string): string | null {
   const spaced = solution.split("\\boxed ");
   if (spaced.length > 1) return (spaced.at(-1) ?? "").split("$")[0] ?? "";
-  const start = Math.max(solution.lastIndexOf("\\boxed"), -1);
+  const start = solution.lastIndexOf("\\boxed");
   if (start < 0 || !solution.startsWith("\\boxed{", start)) return null;
   let depth = 0;
   for (let i = start; i < solution.length; i++) {
@@ -24,9 +24,12 @@ export function boxedAnswer(solution: string): string | null {
 
 const noAnswer = "[invalidanswer]";
 
+// Python's `.` is any character but a line feed; that of JavaScript excludes carriage returns and two more.
+const finalAnswer = /Final Answer: The final answer is([^\n]*?)[^\n] I hope it is correct[^\n]/;
+
 /** What a completion calls its final answer, as Minerva's prompt asks for it. */
 export function minervaFinalAnswer(completion: string): string {
-  const [, answer] = /Final Answer: The final answer is(.*?). I hope it is correct./.exec(`${completion}I hope it is correct.`) ?? [];
+  const [, answer] = finalAnswer.exec(`${completion}I hope it is correct.`) ?? [];
   return answer === undefined ? noAnswer : strip(answer);
 }
 
@@ -38,12 +41,12 @@ export function minervaNormalized(answer: string): string {
   for (const [before, after] of minervaSubstitutions) text = text.replaceAll(before, after);
   for (const removed of minervaRemovals) text = isWord(removed) ? outsideCommands(text, removed) : text.replaceAll(removed, "");
   text = text
-    .replace(/(.*?)\$(.*?)\$(.*)/g, "$$$2$$")
-    .replace(/\\text\{(.*?)\}/g, "$1")
-    .replace(/\\textbf\{(.*?)\}/g, "$1")
-    .replace(/\\overline\{(.*?)\}/g, "$1")
-    .replace(/\\boxed\{(.*)\}/g, "$1")
-    .replace(/frac([^{])(.)/g, "frac{$1}{$2}")
+    .replace(/([^\n]*?)\$([^\n]*?)\$([^\n]*)/g, "$$$2$$")
+    .replace(/\\text\{([^\n]*?)\}/g, "$1")
+    .replace(/\\textbf\{([^\n]*?)\}/g, "$1")
+    .replace(/\\overline\{([^\n]*?)\}/g, "$1")
+    .replace(/\\boxed\{([^\n]*)\}/g, "$1")
+    .replace(/frac([^{])([^\n])/g, "frac{$1}{$2}")
     .replace(/(sqrt\[[^\]]*\])([\p{L}\p{N}_])/gu, "$1{$2}")
     .replace(/sqrt(?!\[)([^{])/g, "sqrt{$1}")
     .replaceAll("$", "");

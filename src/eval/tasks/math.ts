@@ -27,13 +27,19 @@ const common = {
   maxTokens: 256,
 } as const;
 
+/** Longer answers are none: the rules that compare answers take quadratic time. */
+const maxAnswerCharacters = 10_000;
+
 /** The row with its answer under `answer`. */
 function parseProblem(normalize: (answer: string) => string): (row: Doc) => Doc | string {
   return (row) => {
     const missing = missingText(row, ["problem", "solution"]);
     if (missing !== null) return missing;
     const answer = boxedAnswer(textOf(row, "solution"));
-    return answer === null ? "a solution with its answer in \\boxed{}, got none" : { ...row, answer: normalize(answer) };
+    if (answer === null) return "a solution with its answer in \\boxed{}, got none";
+    if (answer.length > maxAnswerCharacters)
+      return `an answer of at most ${maxAnswerCharacters} characters in \\boxed{}, got ${answer.length}`;
+    return { ...row, answer: normalize(answer) };
   };
 }
 

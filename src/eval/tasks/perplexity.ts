@@ -3,6 +3,7 @@
  * scored, while words and bytes are counted as they stand in the file.
  */
 import { MoeError } from "../../util/errors.ts";
+import { strip } from "../python.ts";
 import { missingText, textOf, type DatasetSpec, type Metric, type RollingTask } from "../task.ts";
 
 const metrics: readonly Metric[] = [
@@ -48,15 +49,13 @@ export function wikitextTask(): RollingTask {
   });
 }
 
-/** Python's `\s`, as in `../python.ts`. */
-const space = "[\\t-\\r\\x1c-\\x20\\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000]*";
-/** What encloses text with spaces inside: first and last character, and what the inside may not hold. */
-const enclosures: readonly (readonly [string, string, string])[] = [
-  ["(", ")", "[^)]"],
-  ["[", "]", "[^\\]]"],
-  ["{", "}", "[^}]"],
-  ['"', '"', '[^"]'],
-  ["'", "'", "[^']"],
+/** What encloses text with spaces inside. */
+const enclosures: readonly (readonly [string, string])[] = [
+  ["(", ")"],
+  ["[", "]"],
+  ["{", "}"],
+  ['"', '"'],
+  ["'", "'"],
 ];
 const replacements: readonly (readonly [string, string])[] = [
   ["= = = =", "===="],
@@ -74,10 +73,19 @@ export function plainWikitext(page: string): string {
   let text = page.replaceAll("s '", "s'").replaceAll(/\/' [0-9]\//g, "/'[0-9]/");
   for (const mark of ["-", ",", "."]) text = text.replaceAll(` @${mark}@ `, mark);
   for (const mark of [":", ";", ".", "!", "?", ","]) text = text.replaceAll(` ${mark} `, `${mark} `);
-  for (const [open, close, inside] of enclosures) {
-    const pattern = new RegExp(`\\${open}${space}(${inside}*?)${space}\\${close}`, "g");
-    text = text.replaceAll(pattern, (_, content: string) => open + content + close);
-  }
+  for (const [open, close] of enclosures) text = tightened(text, open, close);
   for (const [before, after] of replacements) text = text.replaceAll(before, after);
   return text;
+}
+
+/** Without white space next to an opening mark and the first closing one after it: `open\s*(.*?)\s*close`, in linear time. */
+function tightened(text: string, open: string, close: string): string {
+  let out = "";
+  for (let from = 0; ;) {
+    const start = text.indexOf(open, from);
+    const end = start < 0 ? -1 : text.indexOf(close, start + 1);
+    if (end < 0) return out + text.slice(from);
+    out += text.slice(from, start) + open + strip(text.slice(start + 1, end)) + close;
+    from = end + 1;
+  }
 }

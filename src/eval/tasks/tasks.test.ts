@@ -71,6 +71,7 @@ describe("multiple choice", () => {
     ["cmmlu_agronomy", { Question: "q", A: "", B: "", C: "", Answer: "A" }, '"D"'],
     ["gsm8k", { question: "q" }, '"answer"'],
     ["minerva_math_algebra", { problem: "p", solution: "no box" }, "boxed"],
+    ["minerva_math_algebra", { problem: "p", solution: `\\boxed{${"1".repeat(20_000)}}` }, "at most 10000 characters"],
     ["humaneval", { prompt: "p", test: "t" }, '"entry_point"'],
   ])("a broken row of %s is refused with what it lacks", (name, row, complaint) => {
     expect(task(name).parse(row)).toContain(complaint);
@@ -163,6 +164,9 @@ describe("MATH", () => {
     expect(score("Final Answer: The final answer is $0.5$. I hope it is correct.")).toBe(1);
     expect(score("It is $0.5$.")).toBe(0);
     expect(minervaFinalAnswer("x")).toBe("[invalidanswer]");
+    // re.search and str.strip of CPython: a carriage return is a character like others, a line feed ends the search.
+    expect(minervaFinalAnswer("Final Answer: The final answer is 1\r2. I hope it is correct.")).toBe("1\r2");
+    expect(minervaFinalAnswer("Final Answer: The final answer is 1\n2. I hope it is correct.")).toBe("[invalidanswer]");
   });
   test("hendrycks_math reads what stands between dollars, and the whole text where nothing does", () => {
     const hendrycks = generation("hendrycks_math_algebra");
@@ -185,6 +189,18 @@ test("WikiText is joined to plain text; words and bytes are those of the file", 
   const wikitext = task("wikitext");
   expect(wikitext.target({ page })).toBe(" == Title ==\nHe (the \"old\" one) had 1,000 dogs'and 3.5 cats; so, N\nit's [x] .");
   expect(wikitext.kind === "loglikelihood_rolling" && wikitext.counted?.({ page })).toBe(page);
+});
+
+test("a row of megabytes that was made to be slow takes linear time", () => {
+  const spaces = " ".repeat(1 << 20);
+  const started = performance.now();
+  for (const page of [`(${spaces}`, "(".repeat(1 << 20), `x${spaces}x`, `"${spaces}"`])
+    expect(task("wikitext").target({ page })).toBeTypeOf("string");
+  const mmlu = task("mmlu_anatomy");
+  expect(mmlu.text({ question: `a${spaces}b `, choices: ["1", "2", "3", "4"], answer: 0 })).toContain(`a${spaces}b\nA. 1`);
+  expect(generation("gsm8k").score?.("1", { answer: `${"#".repeat(1 << 20)}${spaces}1` })).toEqual({ exact_match: 0 });
+  // Milliseconds each; a quadratic one would be minutes.
+  expect(performance.now() - started).toBeLessThan(5000);
 });
 
 describe("names of tasks", () => {

@@ -1,10 +1,14 @@
 """Writes data/*.jsonl: questions made up for this project in the formats of MMLU, C-Eval and MATH (Apache-2.0 like the rest).
 
-They test prompts and scores, not knowledge. Five rows of each multiple-choice set are the few-shot examples (`dev`).
+They test prompts and scores, not knowledge. Five rows of each multiple-choice set are the few-shot examples (`dev`). The astronomy rows
+are written as Parquet too, as the Hub keeps them, in each compression that it uses.
 Run: python make-data.py
 """
 import json
 from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
 
 HERE = Path(__file__).parent / "data"
 
@@ -111,11 +115,17 @@ def write(name: str, rows: list[dict]) -> None:
     (HERE / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
+def write_parquet(name: str, rows: list[dict], compression: str) -> None:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), HERE / name, compression=compression, row_group_size=5)
+
+
 def main() -> None:
     for subject, rows in MMLU.items():
         docs = [dict(question=q, subject=subject, choices=c, answer=a) for q, c, a in rows]
         write(f"mmlu-{subject}-dev.jsonl", docs[:5])
         write(f"mmlu-{subject}-test.jsonl", docs[5:])
+        for compression in ["none", "snappy", "gzip", "zstd"] if subject == "astronomy" else []:
+            write_parquet(f"mmlu-{subject}-test-{compression}.parquet", docs[5:], compression)
     for subject, rows in CEVAL.items():
         docs = [dict(id=i, question=q, **dict(zip("ABCD", c)), answer=a, explanation="") for i, (q, c, a) in enumerate(rows)]
         write(f"ceval-{subject}-dev.jsonl", docs[:5])
