@@ -39,6 +39,15 @@ export {
   type ModelDType,
   type ModelReport,
 } from "../model/index.ts";
+export {
+  compareRouting,
+  selectionScores,
+  type ChosenExperts,
+  type Routing,
+  type RoutingComparison,
+  type RoutingContext,
+  type RoutingFlip,
+} from "../nn/index.ts";
 export { AdamW, learningRateAt, parseSchedule, type Schedule } from "../optim/index.ts";
 export { quickstart, type QuickstartSummary } from "../quickstart/index.ts";
 export { ServingEngine, type GenerationEvent, type GenerationRequest, type ServingOptions, type ServingStats } from "../serve/index.ts";
@@ -46,6 +55,32 @@ export { Engine, Tape, Tensor } from "../tensor/index.ts";
 export { encodeChat, renderChat, type ChatMessage } from "../tokenizer/chat.ts";
 export type { Tokenizer } from "../tokenizer/tokenizer.ts";
 export { trainByteBpe } from "../tokenizer/train.ts";
-export { evaluate, readRunConfig, train, Trainer, type StepMetrics, type TrainEvent, type TrainResult } from "../train/index.ts";
-export { upcycle, upcycledConfig, upcycleGap, type UpcycleOptions, type UpcycleReceipt } from "../upcycle/index.ts";
+export {
+  evaluate,
+  expertSimilarity,
+  readRunConfig,
+  train,
+  Trainer,
+  type LayerMetrics,
+  type LayerSimilarity,
+  type StepMetrics,
+  type TrainEvent,
+  type TrainResult,
+} from "../train/index.ts";
+export {
+  costRule,
+  expectedMemory,
+  parseUpcycleOptions,
+  probeUpcycled,
+  promptRouterRows,
+  upcycle,
+  upcycledConfig,
+  upcycleGap,
+  upcyclePairs,
+  type Pair,
+  type Probe,
+  type UpcycleExtras,
+  type UpcycleOptions,
+  type UpcycleReceipt,
+} from "../upcycle/index.ts";
 export { MoeError, type ErrorKind } from "../util/errors.ts";
