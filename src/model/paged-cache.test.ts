@@ -19,7 +19,12 @@ const size = {
 };
 const config = { ...modelPresets.quickstart, ...size, bosTokenId: null, eosTokenIds: [], padTokenId: null };
 const model = Decoder.initialize(engine, config, { dtype: "f32", seed: 3 });
-const windowed = new Decoder(engine, { ...config, architecture: "mistral", slidingWindow: 70 }, "f32", model.parameters);
+const windowed = new Decoder(
+  engine,
+  { ...config, architecture: "mistral", slidingWindow: { size: 70, firstLayer: 0 } },
+  "f32",
+  model.parameters,
+);
 for (const one of [model, windowed]) {
   // The table of rotations grows with the longest sequence.
   using cache = new KvCache(engine, config, { numSequences: 1, capacity: 512, dtype: "f32" });
@@ -69,7 +74,7 @@ describe("a paged cache gives the bits of a contiguous one", () => {
     // Blocks that lie in between, freed in another order.
     const gaps = [0, 1, 2, 3].map(() => cache.begin([]));
     for (const gap of gaps) cache.reserve(gap, 64);
-    for (const i of [2, 0, 3, 1]) cache.release(gaps[i]);
+    for (const gap of [...gaps.slice(2), ...gaps.slice(0, 2)]) cache.release(gap);
     const [one, two] = [cache.begin(a), cache.begin(b)];
     const parts = [
       run(cache, [{ sequence: two, ids: b.slice(0, 63) }], on),

@@ -225,15 +225,13 @@ describe("masks", () => {
         let state = root;
         for (let n = 0; n < 12; n++) {
           const allowed = allowedIds(constraint);
-          const tried = [...vocabulary.keys()].filter(
-            (id) =>
-              (vocabulary[id]?.length ?? 0) > 0 && (vocabulary[id] ?? []).reduce((s, byte) => grammar.step(s, byte), state) !== nothing,
-          );
+          const after = (id: number): number => Array.from(vocabulary[id] ?? []).reduce((at, byte) => grammar.step(at, byte), state);
+          const tried = [...vocabulary.keys()].filter((id) => (vocabulary[id]?.length ?? 0) > 0 && after(id) !== nothing);
           expect(allowed).toEqual(tried);
           const id = allowed[random.integer(Math.max(1, allowed.length))];
           if (id === undefined) break;
           constraint.accept(id);
-          state = (vocabulary[id] ?? new Uint8Array()).reduce((s, byte) => grammar.step(s, byte), state);
+          state = after(id);
         }
       }),
       { numRuns: 60, seed: 4 },
