@@ -4,6 +4,7 @@
  */
 import { Command, CommanderError } from "commander";
 import { MoeError } from "../util/errors.ts";
+import { addChat } from "./commands/chat.ts";
 import { addDoctor } from "./commands/doctor.ts";
 import { addEval } from "./commands/eval.ts";
 import { addExport } from "./commands/export.ts";
@@ -12,6 +13,7 @@ import { addInspect } from "./commands/inspect.ts";
 import { addPull } from "./commands/pull.ts";
 import { addQuantize } from "./commands/quantize.ts";
 import { addQuickstart } from "./commands/quickstart.ts";
+import { addServe } from "./commands/serve.ts";
 import { addTrain } from "./commands/train.ts";
 import { addUpcycle } from "./commands/upcycle.ts";
 import { version } from "./version.ts";
@@ -23,8 +25,21 @@ export function createProgram(): Command {
     .exitOverride()
     .showSuggestionAfterError()
     .allowExcessArguments(false);
-  const verbs = [addQuickstart, addDoctor, addPull, addInspect, addUpcycle, addTrain, addGenerate, addEval, addExport, addQuantize];
-  for (const add of verbs) add(program);
+  for (const add of [
+    addQuickstart,
+    addDoctor,
+    addPull,
+    addInspect,
+    addUpcycle,
+    addTrain,
+    addGenerate,
+    addChat,
+    addServe,
+    addEval,
+    addExport,
+    addQuantize,
+  ])
+    add(program);
   for (const command of program.commands) command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
   return program;
 }

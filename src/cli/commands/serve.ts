@@ -1,0 +1,110 @@
+/** `moe serve`: an OpenAI-compatible server of one model. */
+import { basename, resolve } from "node:path";
+import { Option, type Command } from "commander";
+import { makeLog, startServer } from "../../server/index.ts";
+import { MoeError } from "../../util/errors.ts";
+import { decimal, wholeNumber } from "../options.ts";
+import { formatBytes, formatCount, Output } from "../output.ts";
+import { modelDtype } from "../session.ts";
+import { version } from "../version.ts";
+
+interface ServeFlags {
+  readonly port: number;
+  readonly host: string;
+  readonly name?: string;
+  readonly maxBatch: number;
+  readonly maxContext?: number;
+  readonly maxQueue: number;
+  readonly timeout: number;
+  readonly drainTimeout: number;
+  readonly dtype?: string;
+  readonly kvDtype?: string;
+  readonly kvMemory?: number;
+  readonly speculate?: "ngram";
+  readonly apiKey?: string;
+  readonly jsonLogs?: boolean;
+}
+
+export function addServe(program: Command): void {
+  program
+    .command("serve")
+    .description("serve a model over HTTP, as OpenAI's API does; a chat page at /")
+    .argument("<model>", "folder with safetensors, or GGUF file")
+    .option("--port <n>", "port; 0: any that is free", port, 8000)
+    .option("--host <address>", "address to listen on; others than the machine itself reach it only at another than this", "127.0.0.1")
+    .option("--name <name>", "what requests call the model (default: the name of its folder or file)")
+    .option("--max-batch <n>", "answers made at once", wholeNumber(1), 16)
+    .option("--max-context <n>", "tokens of prompt and answer (default: the model's positions, 32768 at most)", wholeNumber(2))
+    .option("--max-queue <n>", "answers that may wait; beyond them requests get 429", wholeNumber(0), 128)
+    .option("--timeout <seconds>", "an answer may take so long", decimal(0.001), 600)
+    .option("--drain-timeout <seconds>", "at the end, answers under way get so long", decimal(0), 30)
+    .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
+    .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16"]))
+    .option(
+      "--kv-memory <MiB>",
+      "memory of the KV cache (default: what max-batch contexts need, half of what is free at most)",
+      wholeNumber(1),
+    )
+    .addOption(new Option("--speculate <how>", "guess tokens ahead; changes speed only").choices(["ngram"]))
+    .addOption(new Option("--api-key <key>", "asked for on every route but /health").env("MOE_API_KEY"))
+    .option("--json-logs", "log one JSON object a line")
+    .action(serve);
+}
+
+function port(text: string): number {
+  const value = wholeNumber(0)(text);
+  if (value > 65_535) throw new MoeError("usage", `--port: expected 0 to 65535, got ${text}`);
+  return value;
+}
+
+async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
+  const output = new Output();
+  const log = makeLog((line) => output.log(line), { json: flags.jsonLogs === true });
+  if (flags.apiKey === "") throw new MoeError("usage", "--api-key: expected a key, got an empty one");
+  const dtype = modelDtype(flags.dtype) ?? null;
+  let end: (exitCode: number) => void = () => undefined;
+  const ended = new Promise<number>((done) => {
+    end = done;
+  });
+  const server = await startServer({
+    modelPath,
+    modelName: flags.name ?? basename(resolve(modelPath)),
+    dtype,
+    cacheDtype: flags.kvDtype ?? null,
+    maxContext: flags.maxContext ?? null,
+    cacheBytes: flags.kvMemory === undefined ? null : flags.kvMemory * 2 ** 20,
+    speculate: flags.speculate ?? null,
+    host: flags.host,
+    port: flags.port,
+    apiKey: flags.apiKey ?? null,
+    version: version(),
+    log,
+    limits: {
+      maxBatch: flags.maxBatch,
+      maxQueue: flags.maxQueue,
+      timeoutMs: flags.timeout * 1000,
+      drainMs: flags.drainTimeout * 1000,
+    },
+    onDeath: (_message, exitCode) => {
+      end(exitCode === 0 ? 1 : exitCode);
+    },
+  });
+  const { info } = server.engine;
+  log.write({
+    level: "info",
+    message: `serving at ${server.url}`,
+    parameters: formatCount(info.numParams),
+    context: info.maxContext,
+    cache: formatBytes(info.cacheBytes),
+    engine: info.engine,
+  });
+  const onSignal = (signal: string): void => {
+    log.write({ level: "info", message: `${signal}: finishing what is under way` });
+    end(0);
+  };
+  process.once("SIGTERM", onSignal).once("SIGINT", onSignal);
+  const exitCode = await ended;
+  await server.close();
+  process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+  if (exitCode !== 0) throw new MoeError("internal", `the engine is gone: ${server.engine.death ?? "no reason known"}`);
+}
