@@ -30,5 +30,5 @@ test.skipIf(!hasTransformers)(
       rmSync(folder, { recursive: true, force: true });
     }
   },
-  180_000,
+  600_000,
 );
