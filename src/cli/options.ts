@@ -22,6 +22,12 @@ export function decimal(minimum: number): (text: string) => number {
   };
 }
 
+/** Parser of a list of finite numbers of at least `minimum`, with commas between. */
+export function numbers(minimum: number): (text: string) => number[] {
+  const one = decimal(minimum);
+  return (text) => text.split(",").map((item) => one(item));
+}
+
 /** Collects a repeatable option. */
 export function collected(value: string, before: readonly string[]): string[] {
   return [...before, value];

@@ -1,9 +1,12 @@
 /** `moe generate`: text after a prompt, on the terminal. */
 import { Option, type Command } from "commander";
-import { generateText } from "../../generate/index.ts";
+import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
+import { generateText, type Generation } from "../../generate/index.ts";
+import { describePlan, generateParallel, gigabytes, planModel, type RankReport } from "../../generate/parallel.ts";
 import { encodeChat } from "../../tokenizer/chat.ts";
 import { MoeError } from "../../util/errors.ts";
-import { decimal, wholeNumber } from "../options.ts";
+import type { Tokenizer } from "../../tokenizer/tokenizer.ts";
+import { decimal, numbers, wholeNumber } from "../options.ts";
 import { Output } from "../output.ts";
 import { modelDtype, openSession } from "../session.ts";
 
@@ -19,6 +22,9 @@ interface GenerateFlags {
   readonly stop?: string[];
   readonly dtype?: string;
   readonly cacheDtype?: "f32" | "bf16" | "fp8";
+  readonly tp?: number;
+  readonly tpWeights?: number[];
+  readonly tpMemory?: number[];
   readonly json?: boolean;
 }
 
@@ -38,6 +44,9 @@ export function addGenerate(program: Command): void {
     .option("--stop <text...>", "end before this text")
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
     .addOption(new Option("--cache-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16", "fp8"]))
+    .option("--tp <n>", "cut the model over n ranks, threads of this process, and print the plan", wholeNumber(1))
+    .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
+    .option("--tp-memory <list>", "GB that each rank can hold, for example 24,24,16 (default: no limit)", numbers(0))
     .option("--json", "print one JSON object")
     .action(generate);
 }
@@ -46,28 +55,72 @@ async function generate(path: string, flags: GenerateFlags): Promise<void> {
   // Checked here, because commander would look for it before it looks at a misspelt --promt.
   if (flags.prompt === undefined) throw new MoeError("usage", "generate: expected --prompt <text>, got none");
   const output = new Output({ json: flags.json === true });
-  using session = await openSession(path, modelDtype(flags.dtype));
-  const { model, tokenizer } = session;
-  const message = [{ role: "user", content: flags.prompt }];
-  const prompt = flags.chat === true ? encodeChat(tokenizer, message, { addGenerationPrompt: true }) : tokenizer.encode(flags.prompt);
-  const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
-  const { maxPositions } = model.config;
-  if (prompt.length + maxTokens > maxPositions) {
-    output.log(`${prompt.length} prompt tokens and ${maxTokens} new ones exceed the ${maxPositions} positions the model was made for`);
-  }
-  const result = generateText(
-    model,
-    tokenizer,
-    prompt,
-    { maxTokens, temperature, topP, topK, repetitionPenalty, seed, ...(stop && { stop }), ...(cacheDtype && { cacheDtype }) },
-    (text) => {
-      output.stream(text);
-    },
-  );
+  const { ranks, ...result } =
+    flags.tp === undefined
+      ? { ...(await generateAlone(path, flags, output)), ranks: undefined }
+      : await generateOnRanks(path, flags, flags.tp, output);
   const tokensPerSecond = result.ids.length > 1 ? (result.ids.length - 1) / result.decodeSeconds : null;
   const prefillTokensPerSecond = result.promptTokens / result.prefillSeconds;
-  output.result({ ...result, tokensPerSecond, prefillTokensPerSecond }, "");
+  output.result({ ...result, tokensPerSecond, prefillTokensPerSecond, ...(ranks && { ranks }) }, "");
+  if (ranks !== undefined)
+    output.log(`weights held, rank by rank: ${ranks.map(({ weightBytes }) => `${gigabytes(weightBytes)} GB`).join(", ")}`);
   output.log(
     `${result.promptTokens} prompt tokens at ${prefillTokensPerSecond.toFixed(0)}/s, ${result.ids.length} new at ${tokensPerSecond?.toFixed(1) ?? "-"}/s (${result.finishReason})`,
   );
+}
+
+async function generateAlone(path: string, flags: GenerateFlags, output: Output): Promise<Generation> {
+  if (flags.tpWeights !== undefined || flags.tpMemory !== undefined)
+    throw new MoeError("usage", "generate: --tp-weights and --tp-memory are of the ranks of --tp <n>, which is not given");
+  using session = await openSession(path, modelDtype(flags.dtype));
+  const { model, tokenizer } = session;
+  const prompt = encodePrompt(tokenizer, flags);
+  const { maxPositions } = model.config;
+  if (prompt.length + flags.maxTokens > maxPositions) {
+    output.log(
+      `${prompt.length} prompt tokens and ${flags.maxTokens} new ones exceed the ${maxPositions} positions the model was made for`,
+    );
+  }
+  return generateText(model, tokenizer, prompt, generateOptions(flags), (text) => {
+    output.stream(text);
+  });
+}
+
+/** The plan goes to the log before anything is loaded. */
+async function generateOnRanks(
+  path: string,
+  flags: GenerateFlags,
+  ranks: number,
+  output: Output,
+): Promise<Generation & { ranks: readonly RankReport[] }> {
+  const { tpWeights: weights, tpMemory, cacheDtype } = flags;
+  for (const [option, list] of Object.entries({ "--tp-weights": weights, "--tp-memory": tpMemory })) {
+    if (list !== undefined && list.length !== ranks)
+      throw new MoeError("usage", `generate: ${option}: expected a number for each of ${ranks} ranks, got ${list.length}`);
+  }
+  const prompt = encodePrompt(await loadTokenizer(path), flags);
+  const dtype = modelDtype(flags.dtype);
+  const cut = planModel(path, {
+    ranks,
+    cacheTokens: prompt.length + flags.maxTokens,
+    ...(weights && { weights }),
+    ...(tpMemory && { memoryBytes: tpMemory.map((gigabytes) => gigabytes * 1e9) }),
+    ...(dtype && { dtype }),
+    ...(cacheDtype && { cacheDtype }),
+  });
+  for (const line of describePlan(cut.plan)) output.log(line);
+  const { generation, ranks: held } = await generateParallel(cut, prompt, generateOptions(flags), (text) => {
+    output.stream(text);
+  });
+  return { ...generation, ranks: held };
+}
+
+function encodePrompt(tokenizer: Tokenizer, { prompt = "", chat }: GenerateFlags): ArrayLike<number> {
+  return chat === true
+    ? encodeChat(tokenizer, [{ role: "user", content: prompt }], { addGenerationPrompt: true })
+    : tokenizer.encode(prompt);
+}
+function generateOptions(flags: GenerateFlags) {
+  const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
+  return { maxTokens, temperature, topP, topK, repetitionPenalty, seed, ...(stop && { stop }), ...(cacheDtype && { cacheDtype }) };
 }
