@@ -116,7 +116,7 @@ class WorkerEngine implements EngineClient {
     });
   }
   #send(message: ToEngine): void {
-    this.#worker.postMessage(message);
+    this.#worker.postMessage(message, []);
   }
 
   #receive(message: FromEngine): void {

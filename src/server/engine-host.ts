@@ -55,7 +55,7 @@ export class EngineHost {
         this.#wake = null;
       } else await new Promise((turn) => setImmediate(turn));
     }
-    for (const id of [...this.#requests.values()]) this.#engine.abort(id);
+    for (const id of this.#requests.values()) this.#engine.abort(id);
     this.#flush();
   }
   #step(): void {

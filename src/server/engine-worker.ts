@@ -15,7 +15,7 @@ import { EngineHost } from "./engine-host.ts";
 import type { EngineSettings, FromEngine, ToEngine } from "./protocol.ts";
 
 function post(message: FromEngine): void {
-  parentPort?.postMessage(message);
+  parentPort?.postMessage(message, []);
 }
 
 async function serve(settings: EngineSettings): Promise<void> {

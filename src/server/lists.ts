@@ -4,11 +4,11 @@
  */
 import { z } from "zod";
 
-function withJsonSchemaOf<T>(schema: z.ZodType<T>, check: (value: unknown, ctx: z.core.$RefinementCtx<unknown>) => void): z.ZodType<T> {
+function withJsonSchemaOf<T>(schema: z.ZodType<T>, check: (value: unknown, ctx: z.core.$RefinementCtx) => void): z.ZodType<T> {
   const { $schema: _, ...json } = z.toJSONSchema(schema, { io: "output" });
   return z.unknown().superRefine(check).meta(json) as unknown as z.ZodType<T>;
 }
-function issue(ctx: z.core.$RefinementCtx<unknown>, message: string, path: PropertyKey[] = []): void {
+function issue(ctx: z.core.$RefinementCtx, message: string, path: PropertyKey[] = []): void {
   ctx.addIssue({ code: "custom", message, path });
 }
 
@@ -25,7 +25,7 @@ export function listOf<T>(element: z.ZodType<T>, { min = 0, max = 4096 }: Bounds
     else checkElements(element, value, ctx);
   });
 }
-function checkElements(element: z.ZodType, values: readonly unknown[], ctx: z.core.$RefinementCtx<unknown>): void {
+function checkElements(element: z.ZodType, values: readonly unknown[], ctx: z.core.$RefinementCtx): void {
   for (const [i, item] of values.entries()) {
     const result = element.safeParse(item);
     const first = result.error?.issues[0];
@@ -42,7 +42,7 @@ const idSchema = z.array(z.int().min(0).max(maxTokenId));
 function wrongId(values: readonly unknown[]): number {
   return values.findIndex((id) => !(typeof id === "number" && Number.isInteger(id) && id >= 0 && id <= maxTokenId));
 }
-function checkIds(values: readonly unknown[], min: number, ctx: z.core.$RefinementCtx<unknown>, path: PropertyKey[] = []): boolean {
+function checkIds(values: readonly unknown[], min: number, ctx: z.core.$RefinementCtx, path: PropertyKey[] = []): boolean {
   const wrong = wrongId(values);
   if (values.length < min) issue(ctx, `expected at least ${min} token ids`, path);
   else if (wrong >= 0) issue(ctx, `expected a whole number from 0 to ${maxTokenId}`, [...path, wrong]);

@@ -47,14 +47,16 @@ export class ServerMetrics {
 
   #engineGauges(engine: EngineClient): void {
     const gauge = (name: string, help: string, read: (stats: EngineStats) => number): void => {
-      new Gauge({
-        name,
-        help,
-        registers: [this.registry],
-        collect() {
-          this.set(read(engine.stats));
-        },
-      });
+      this.registry.registerMetric(
+        new Gauge({
+          name,
+          help,
+          registers: [],
+          collect() {
+            this.set(read(engine.stats));
+          },
+        }),
+      );
     };
     gauge("moe_requests_running", "Answers that the engine makes at the moment", ({ running }) => running);
     gauge("moe_requests_waiting", "Answers that wait for a place", ({ waiting }) => waiting);
@@ -67,15 +69,17 @@ export class ServerMetrics {
   }
   #engineCounters(engine: EngineClient): void {
     const counter = (name: string, help: string, read: (stats: EngineStats) => number): void => {
-      new Counter({
-        name,
-        help,
-        registers: [this.registry],
-        collect() {
-          this.reset();
-          this.inc(read(engine.stats));
-        },
-      });
+      this.registry.registerMetric(
+        new Counter({
+          name,
+          help,
+          registers: [],
+          collect() {
+            this.reset();
+            this.inc(read(engine.stats));
+          },
+        }),
+      );
     };
     counter("moe_prompt_tokens_total", "Prompt tokens of requests that began", ({ promptTokens }) => promptTokens);
     counter("moe_prefix_cache_hit_tokens_total", "Those of them that the prefix cache had", ({ cachedPromptTokens }) => cachedPromptTokens);
@@ -87,26 +91,29 @@ export class ServerMetrics {
     counter("moe_draft_accepted_tokens_total", "Guessed tokens that were right", ({ acceptedTokens }) => acceptedTokens);
   }
   #expertLoad(engine: EngineClient): void {
-    const registers = [this.registry];
-    new Counter({
-      name: "moe_expert_tokens_total",
-      help: "Tokens that each expert got",
-      labelNames: ["layer", "expert"],
-      registers,
-      collect() {
-        this.reset();
-        for (const [layer, counts] of engine.experts)
-          for (const [expert, count] of counts.entries()) this.inc({ layer: String(layer), expert: String(expert) }, count);
-      },
-    });
-    new Gauge({
-      name: "moe_expert_imbalance_ratio",
-      help: "Load of the busiest expert over the mean load, by layer",
-      labelNames: ["layer"],
-      registers,
-      collect() {
-        for (const [layer, counts] of engine.experts) this.set({ layer: String(layer) }, imbalance(counts));
-      },
-    });
+    this.registry.registerMetric(
+      new Counter({
+        name: "moe_expert_tokens_total",
+        help: "Tokens that each expert got",
+        labelNames: ["layer", "expert"],
+        registers: [],
+        collect() {
+          this.reset();
+          for (const [layer, counts] of engine.experts)
+            for (const [expert, count] of counts.entries()) this.inc({ layer: String(layer), expert: String(expert) }, count);
+        },
+      }),
+    );
+    this.registry.registerMetric(
+      new Gauge({
+        name: "moe_expert_imbalance_ratio",
+        help: "Load of the busiest expert over the mean load, by layer",
+        labelNames: ["layer"],
+        registers: [],
+        collect() {
+          for (const [layer, counts] of engine.experts) this.set({ layer: String(layer) }, imbalance(counts));
+        },
+      }),
+    );
   }
 }

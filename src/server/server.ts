@@ -97,7 +97,7 @@ async function drain({ state, limits }: ServerContext): Promise<void> {
   const deadline = performance.now() + limits.drainMs;
   const pause = (): Promise<void> => new Promise((done) => setTimeout(done, 20));
   while (state.requests > 0 && performance.now() < deadline) await pause();
-  for (const abort of [...state.aborts]) abort("the server is shutting down");
+  for (const abort of state.aborts) abort("the server is shutting down");
   const last = performance.now() + 1000;
   while (state.requests > 0 && performance.now() < last) await pause();
 }
