@@ -66,7 +66,7 @@ export class ServingEngine implements Disposable {
     this.maxContext = Math.min(maxContext, numBlocks * blockTokens);
     this.#drafter = drafter ?? null;
     this.#endIds = new Set([...tokenizer.endIds, ...model.config.eosTokenIds]);
-    this.#cache = new PagedCache(model.engine, model.config, { numBlocks, dtype: cacheDtype });
+    this.#cache = new PagedCache(model.engine, model.cacheConfig, { numBlocks, dtype: cacheDtype });
   }
 
   /** Whether a step would do something. */
@@ -270,7 +270,7 @@ export class ServingEngine implements Disposable {
     const { promptLogprobs } = group.settings.request;
     // A prompt that is computed again after a preemption has told its part already.
     if (promptLogprobs === undefined || row.place !== group.promptLogprobs.length) return;
-    group.promptLogprobs.push(logprobsOf(row.logits(), sequence.ids[row.place + 1] ?? -1, promptLogprobs));
+    group.promptLogprobs.push(logprobsOf(row.logits(), row.logSumExp(), sequence.ids[row.place + 1] ?? -1, promptLogprobs));
   }
   /** The first row after the prompt is that of all choices: the others begin here, on shared blocks. */
   #beginChoices(task: Task, row: StepRow): void {
@@ -300,7 +300,7 @@ export class ServingEngine implements Disposable {
       return -1;
     }
     const id = sequence.isPlainGreedy ? row.best() : sequence.choose(row.logits().slice());
-    const logprobs = request.logprobs === undefined ? null : logprobsOf(row.logits(), id, request.logprobs);
+    const logprobs = request.logprobs === undefined ? null : logprobsOf(row.logits(), row.logSumExp(), id, request.logprobs);
     const { text, end, stoppedBy } = sequence.push(id);
     group.generatedTokens++;
     this.#counts.generatedTokens++;

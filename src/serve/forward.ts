@@ -24,6 +24,8 @@ export interface StepRow {
   logits(): Float32Array;
   /** Index of the largest, ties to the lower. Throws `file` where that is not a finite number. */
   best(): number;
+  /** Logarithm of the sum of exponentials of the row: what a logit lacks to be a log-probability. Throws as `best`. */
+  logSumExp(): number;
 }
 
 export interface StepVisitor {
@@ -72,27 +74,37 @@ function rowsOf(logits_RV: Tensor): (i: number) => Omit<StepRow, "place"> {
   const { engine } = logits_RV;
   const { kernels } = engine.backend;
   const [R, V] = [logits_RV.dim(0), logits_RV.dim(1)];
+  let index: Tensor | null = null;
   let bests: Int32Array | null = null;
-  const find = (): Int32Array => {
-    const index = engine.empty([R], "i32");
+  let losses: Float32Array | null = null;
+  const indexOfBest = (): Tensor => {
+    if (index !== null) return index;
+    index = engine.empty([R], "i32");
     kernels.argmaxRows(index.ptr, logits_RV.ptr, R, V);
-    return index.toInt32Array();
+    return index;
+  };
+  // Cross-entropy against the largest logit: what the row's sum adds to it.
+  const crossEntropies = (): Float32Array => {
+    const loss = engine.empty([R], "f32");
+    kernels.crossEntropy(loss.ptr, 0, logits_RV.ptr, indexOfBest().ptr, R, V, 1);
+    return loss.toFloat32Array();
+  };
+  const largest = (i: number): { best: number; logit: number } => {
+    bests ??= indexOfBest().toInt32Array();
+    const best = bests[i] ?? 0;
+    const logit = logits_RV
+      .view(-1, 1)
+      .rows(i * V + best, i * V + best + 1)
+      .item();
+    checkLargestLogit(logit);
+    return { best, logit };
   };
   return (i) => {
     let copy: Float32Array | null = null;
     return {
       logits: () => (copy ??= logits_RV.rows(i, i + 1).toFloat32Array()),
-      best: () => {
-        bests ??= find();
-        const best = bests[i] ?? 0;
-        checkLargestLogit(
-          logits_RV
-            .view(-1, 1)
-            .rows(i * V + best, i * V + best + 1)
-            .item(),
-        );
-        return best;
-      },
+      best: () => largest(i).best,
+      logSumExp: () => largest(i).logit + ((losses ??= crossEntropies())[i] ?? 0),
     };
   };
 }

@@ -115,13 +115,8 @@ function onlyEnds(constraint: TokenConstraint): boolean {
 }
 
 /** Log-probability of `id` and the `count` most probable tokens in a row of logits as the model gave it. */
-export function logprobsOf(logits: Float32Array, id: number, count: number): TokenLogprobs {
-  const best = logits[argmax(logits)] ?? Number.NaN;
-  checkLargestLogit(best);
-  let sum = 0;
-  for (const value of logits) sum += value > Number.NEGATIVE_INFINITY ? Math.exp(value - best) : 0;
-  const log = Math.log(sum);
-  const of = (token: number): number => (logits[token] ?? Number.NaN) - best - log;
+export function logprobsOf(logits: Float32Array, logSumExp: number, id: number, count: number): TokenLogprobs {
+  const of = (token: number): number => (logits[token] ?? Number.NaN) - logSumExp;
   return { id, logprob: of(id), top: largest(logits, count).map((token) => ({ id: token, logprob: of(token) })) };
 }
 
