@@ -39,7 +39,7 @@ static void decode_chunk(void *argument, ptrdiff_t chunk, int thread) {
   const uint8_t *x = job->x;
   ptrdiff_t i = chunk * FP8_CHUNK;
   const ptrdiff_t end = i + FP8_CHUNK < job->n ? i + FP8_CHUNK : job->n;
-  const vf factor = v_set1(job->factor);
+  const vf factor = v_set1(job->factor * FP8_UNIT);
   (void)thread;
   if (job->format == MOE_E4M3) {
     for (; i + VL <= end; i += VL) v_store_as(job->out, i, job->type, v_mul(v_load_codes(x + i), factor));

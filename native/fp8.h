@@ -2,13 +2,16 @@
  * FP8 weights (E4M3, one byte each; src/util/fp8.ts defines the format) to f32 registers, and back.
  *
  * Widening is bit work on codes that lie in the top byte of a 32-bit lane or of a 16-bit half: shifting right by four (the sign copies
- * itself) and masking puts exponent and mantissa where f32, or bf16, has them, and adding the difference of the biases ends it. Codes with
- * exponent 0 (zero and subnormals) and NaN do not obey; they are rare in scaled weights, so a vector of codes is first asked whether it
- * holds any, and only then goes the longer way. Both are exact. Not here: scales, and what is done with the values (gemv_fp8.h, gemm_pack.h).
+ * itself) and masking puts exponent and mantissa where f32, or bf16, has them. The biases differ by 120; setting the bits of 112, which are free,
+ * takes no addition and gives the value divided by FP8_UNIT = 2^8. Whoever applies a scale multiplies it by FP8_UNIT, which is exact. Codes with
+ * exponent 0 (zero and subnormals) and NaN do not obey; they are rare in scaled weights, so codes are first asked whether there are
+ * any, and only then go the longer way. Both are exact. Not here: scales, and what is done with the values (gemv_fp8.h, gemm_pack.h).
  */
 #ifndef MOE_FP8_H
 #define MOE_FP8_H
 #include "simd.h"
+
+#define FP8_UNIT 256.0f
 
 /* Bit operations on lanes of 32 bits; v_halves_* on 16. v_pick_zero: a where (x & mask) is 0, else b. */
 #if defined(__AVX512F__)
@@ -17,20 +20,20 @@
 MOE_INLINE vf v_bits_and(vf a, uint32_t mask) { return V_FLT(_mm512_and_si512(V_INT(a), _mm512_set1_epi32((int)mask))); }
 MOE_INLINE vf v_bits_xor(vf a, uint32_t mask) { return V_FLT(_mm512_xor_si512(V_INT(a), _mm512_set1_epi32((int)mask))); }
 MOE_INLINE vf v_bits_or(vf a, vf b) { return V_FLT(_mm512_or_si512(V_INT(a), V_INT(b))); }
-MOE_INLINE vf v_bits_add(vf a, uint32_t b) { return V_FLT(_mm512_add_epi32(V_INT(a), _mm512_set1_epi32((int)b))); }
 MOE_INLINE vf v_bits_sra4(vf a) { return V_FLT(_mm512_srai_epi32(V_INT(a), 4)); }
 #define v_bits_shl(a, n) V_FLT(_mm512_slli_epi32(V_INT(a), n))
 MOE_INLINE vf v_pick_zero(vf x, uint32_t mask, vf a, vf b) { return _mm512_mask_mov_ps(b, _mm512_testn_epi32_mask(V_INT(x), _mm512_set1_epi32((int)mask)), a); }
 /* Codes in the high halves' top bytes, and in the low ones moved there, as bf16 (normal codes only). */
 MOE_INLINE vf v_halves_high(vf w) {
-  const __m512i t = _mm512_and_si512(_mm512_srai_epi16(V_INT(w), 4), _mm512_set1_epi16((short)0x87f0));
-  return V_FLT(_mm512_add_epi16(t, _mm512_set1_epi16(0x3c00)));
+  /* (a & b) | c */
+  return V_FLT(_mm512_ternarylogic_epi32(_mm512_srai_epi16(V_INT(w), 4), _mm512_set1_epi16((short)0x87f0), _mm512_set1_epi16(0x3800), 0xea));
 }
 MOE_INLINE vf v_halves_low(vf w) { return v_halves_high(V_FLT(_mm512_slli_epi16(V_INT(w), 8))); }
-MOE_INLINE int v_codes_special(vf w) {
-  const __m512i d = _mm512_sub_epi8(_mm512_add_epi8(V_INT(w), V_INT(w)), _mm512_set1_epi8(0x10));
-  return _mm512_cmpge_epu8_mask(d, _mm512_set1_epi8((char)0xee)) != 0;
+/* The larger of `most` and, in each byte, of a number that is 0xee or more for exponent 0 and NaN alone: the codes without sign, less 8. */
+MOE_INLINE vf v_codes_note(vf most, vf w) {
+  return V_FLT(_mm512_max_epu8(V_INT(most), _mm512_sub_epi8(_mm512_add_epi8(V_INT(w), V_INT(w)), _mm512_set1_epi8(0x10))));
 }
+MOE_INLINE int v_codes_noted(vf most) { return _mm512_cmpge_epu8_mask(V_INT(most), _mm512_set1_epi8((char)0xee)) != 0; }
 MOE_INLINE vf v_codes_load(const uint8_t *p) { return V_FLT(_mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)), 24)); }
 #elif defined(__AVX2__)
 #define V_INT(v) _mm256_castps_si256(v)
@@ -38,7 +41,6 @@ MOE_INLINE vf v_codes_load(const uint8_t *p) { return V_FLT(_mm512_slli_epi32(_m
 MOE_INLINE vf v_bits_and(vf a, uint32_t mask) { return V_FLT(_mm256_and_si256(V_INT(a), _mm256_set1_epi32((int)mask))); }
 MOE_INLINE vf v_bits_xor(vf a, uint32_t mask) { return V_FLT(_mm256_xor_si256(V_INT(a), _mm256_set1_epi32((int)mask))); }
 MOE_INLINE vf v_bits_or(vf a, vf b) { return V_FLT(_mm256_or_si256(V_INT(a), V_INT(b))); }
-MOE_INLINE vf v_bits_add(vf a, uint32_t b) { return V_FLT(_mm256_add_epi32(V_INT(a), _mm256_set1_epi32((int)b))); }
 MOE_INLINE vf v_bits_sra4(vf a) { return V_FLT(_mm256_srai_epi32(V_INT(a), 4)); }
 #define v_bits_shl(a, n) V_FLT(_mm256_slli_epi32(V_INT(a), n))
 MOE_INLINE vf v_pick_zero(vf x, uint32_t mask, vf a, vf b) {
@@ -47,12 +49,14 @@ MOE_INLINE vf v_pick_zero(vf x, uint32_t mask, vf a, vf b) {
 }
 MOE_INLINE vf v_halves_high(vf w) {
   const __m256i t = _mm256_and_si256(_mm256_srai_epi16(V_INT(w), 4), _mm256_set1_epi16((short)0x87f0));
-  return V_FLT(_mm256_add_epi16(t, _mm256_set1_epi16(0x3c00)));
+  return V_FLT(_mm256_or_si256(t, _mm256_set1_epi16(0x3800)));
 }
 MOE_INLINE vf v_halves_low(vf w) { return v_halves_high(V_FLT(_mm256_slli_epi16(V_INT(w), 8))); }
-MOE_INLINE int v_codes_special(vf w) {
-  const __m256i d = _mm256_sub_epi8(_mm256_add_epi8(V_INT(w), V_INT(w)), _mm256_set1_epi8(0x10));
-  return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(d, _mm256_set1_epi8((char)0xee)), d)) != 0;
+MOE_INLINE vf v_codes_note(vf most, vf w) {
+  return V_FLT(_mm256_max_epu8(V_INT(most), _mm256_sub_epi8(_mm256_add_epi8(V_INT(w), V_INT(w)), _mm256_set1_epi8(0x10))));
+}
+MOE_INLINE int v_codes_noted(vf most) {
+  return _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(V_INT(most), _mm256_set1_epi8((char)0xee)), V_INT(most))) != 0;
 }
 MOE_INLINE vf v_codes_load(const uint8_t *p) { return V_FLT(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)), 24)); }
 #elif defined(__aarch64__)
@@ -61,19 +65,19 @@ MOE_INLINE vf v_codes_load(const uint8_t *p) { return V_FLT(_mm256_slli_epi32(_m
 MOE_INLINE vf v_bits_and(vf a, uint32_t mask) { return V_FLT(vandq_u32(V_INT(a), vdupq_n_u32(mask))); }
 MOE_INLINE vf v_bits_xor(vf a, uint32_t mask) { return V_FLT(veorq_u32(V_INT(a), vdupq_n_u32(mask))); }
 MOE_INLINE vf v_bits_or(vf a, vf b) { return V_FLT(vorrq_u32(V_INT(a), V_INT(b))); }
-MOE_INLINE vf v_bits_add(vf a, uint32_t b) { return V_FLT(vaddq_u32(V_INT(a), vdupq_n_u32(b))); }
 MOE_INLINE vf v_bits_sra4(vf a) { return vreinterpretq_f32_s32(vshrq_n_s32(vreinterpretq_s32_f32(a), 4)); }
 #define v_bits_shl(a, n) V_FLT(vshlq_n_u32(V_INT(a), n))
 MOE_INLINE vf v_pick_zero(vf x, uint32_t mask, vf a, vf b) { return vbslq_f32(vtstq_u32(V_INT(x), vdupq_n_u32(mask)), b, a); }
 MOE_INLINE vf v_halves_high(vf w) {
   const uint16x8_t t = vandq_u16(vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_f32(w), 4)), vdupq_n_u16(0x87f0));
-  return vreinterpretq_f32_u16(vaddq_u16(t, vdupq_n_u16(0x3c00)));
+  return vreinterpretq_f32_u16(vorrq_u16(t, vdupq_n_u16(0x3800)));
 }
 MOE_INLINE vf v_halves_low(vf w) { return v_halves_high(vreinterpretq_f32_u16(vshlq_n_u16(vreinterpretq_u16_f32(w), 8))); }
-MOE_INLINE int v_codes_special(vf w) {
+MOE_INLINE vf v_codes_note(vf most, vf w) {
   const uint8x16_t u = vreinterpretq_u8_f32(w);
-  return vmaxvq_u8(vsubq_u8(vaddq_u8(u, u), vdupq_n_u8(0x10))) >= 0xee;
+  return vreinterpretq_f32_u8(vmaxq_u8(vreinterpretq_u8_f32(most), vsubq_u8(vaddq_u8(u, u), vdupq_n_u8(0x10))));
 }
+MOE_INLINE int v_codes_noted(vf most) { return vmaxvq_u8(vreinterpretq_u8_f32(most)) >= 0xee; }
 MOE_INLINE vf v_codes_load(const uint8_t *p) {
   uint32_t word;
   __builtin_memcpy(&word, p, 4);
@@ -83,31 +87,30 @@ MOE_INLINE vf v_codes_load(const uint8_t *p) {
 MOE_INLINE vf v_bits_and(vf a, uint32_t mask) { return wasm_v128_and(a, wasm_u32x4_splat(mask)); }
 MOE_INLINE vf v_bits_xor(vf a, uint32_t mask) { return wasm_v128_xor(a, wasm_u32x4_splat(mask)); }
 MOE_INLINE vf v_bits_or(vf a, vf b) { return wasm_v128_or(a, b); }
-MOE_INLINE vf v_bits_add(vf a, uint32_t b) { return wasm_i32x4_add(a, wasm_u32x4_splat(b)); }
 MOE_INLINE vf v_bits_sra4(vf a) { return wasm_i32x4_shr(a, 4); }
 #define v_bits_shl(a, n) wasm_i32x4_shl(a, n)
 MOE_INLINE vf v_pick_zero(vf x, uint32_t mask, vf a, vf b) { return wasm_v128_bitselect(a, b, wasm_i32x4_eq(v_bits_and(x, mask), wasm_i32x4_const_splat(0))); }
-MOE_INLINE vf v_halves_high(vf w) { return wasm_i16x8_add(wasm_v128_and(wasm_i16x8_shr(w, 4), wasm_u16x8_const_splat(0x87f0)), wasm_i16x8_const_splat(0x3c00)); }
+MOE_INLINE vf v_halves_high(vf w) { return wasm_v128_or(wasm_v128_and(wasm_i16x8_shr(w, 4), wasm_u16x8_const_splat(0x87f0)), wasm_i16x8_const_splat(0x3800)); }
 MOE_INLINE vf v_halves_low(vf w) { return v_halves_high(wasm_i16x8_shl(w, 8)); }
-MOE_INLINE int v_codes_special(vf w) {
-  const v128_t d = wasm_i8x16_sub(wasm_i8x16_add(w, w), wasm_i8x16_const_splat(0x10));
-  return wasm_v128_any_true(wasm_u8x16_ge(d, wasm_u8x16_const_splat(0xee)));
-}
+MOE_INLINE vf v_codes_note(vf most, vf w) { return wasm_u8x16_max(most, wasm_i8x16_sub(wasm_i8x16_add(w, w), wasm_i8x16_const_splat(0x10))); }
+MOE_INLINE int v_codes_noted(vf most) { return wasm_v128_any_true(wasm_u8x16_ge(most, wasm_u8x16_const_splat(0xee))); }
 MOE_INLINE vf v_codes_load(const uint8_t *p) { return wasm_i32x4_shl(wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p))), 24); }
 #endif
 
-/* Any code in the top byte of each lane. The lower bytes may hold anything. */
+MOE_INLINE int v_codes_special(vf w) { return v_codes_noted(v_codes_note(v_zero(), w)); }
+
+/* Value / FP8_UNIT of any code in the top byte of each lane. The lower bytes may hold anything. */
 MOE_INLINE vf v_code_value(vf t) {
-  /* (1 + m / 8) 2^(e - 7); with exponent 0 that is 2^-7 + m 2^-10, where m 2^-9 is meant: twice it less 2^-6. */
-  const vf normal = v_bits_add(v_bits_and(v_bits_sra4(t), 0x87f00000u), 0x3c000000u), sign = v_bits_and(t, 0x80000000u);
-  const vf small = v_bits_or(v_add(v_add(normal, normal), v_bits_xor(sign, 0xbc800000u)), sign);
+  /* (1 + m / 8) 2^(e - 15); with exponent 0 that is 2^-15 + m 2^-18, where m 2^-17 is meant: twice it less 2^-14. */
+  const vf normal = v_bits_xor(v_bits_and(v_bits_sra4(t), 0x87f00000u), 0x38000000u), sign = v_bits_and(t, 0x80000000u);
+  const vf small = v_bits_or(v_add(v_add(normal, normal), v_bits_xor(sign, 0xb8800000u)), sign);
   const vf finite = v_pick_zero(t, 0x78000000u, small, normal);
   return v_pick_zero(v_bits_xor(t, 0x7f000000u), 0x7f000000u, v_bits_xor(v_zero(), 0x7fc00000u), finite);
 }
 
-/* Values of the four codes in each lane, the lowest byte first. */
-MOE_INLINE void v_code_words(vf w, vf *out) {
-  if (__builtin_expect(!v_codes_special(w), 1)) {
+/* Values / FP8_UNIT of the four codes in each lane, the lowest byte first. `normal`: it is known that none is special. */
+MOE_INLINE void v_code_words(vf w, vf *out, const int normal) {
+  if (normal || __builtin_expect(!v_codes_special(w), 1)) {
     const vf even = v_halves_low(w), odd = v_halves_high(w);
     out[0] = v_bf16_low(even);
     out[1] = v_bf16_low(odd);
@@ -121,7 +124,7 @@ MOE_INLINE void v_code_words(vf w, vf *out) {
   }
 }
 
-/* VL consecutive codes; the first n of them, 0 elsewhere. */
+/* Values / FP8_UNIT of VL consecutive codes; the first n of them, 0 elsewhere. */
 MOE_INLINE vf v_load_codes(const uint8_t *p) { return v_code_value(v_codes_load(p)); }
 MOE_INLINE vf v_load_codes_n(const uint8_t *p, int n) {
   uint8_t t[16] = {0};

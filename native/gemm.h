@@ -82,8 +82,8 @@ MOE_INLINE ptrdiff_t scales_of(const gemm_job *job) {
 /* n finished sums of outputs from `column` on, times their scales (those of blocks are in the weights already). */
 MOE_INLINE vf scaled_sum(const gemm_job *job, ptrdiff_t expert, ptrdiff_t column, vf sum, int n) {
   if (!job->scales || job->scaling == MOE_SCALE_BLOCK128) return sum;
-  if (job->scaling == MOE_SCALE_TENSOR) return v_mul(sum, v_set1(job->scales[expert]));
-  return v_mul(sum, v_load_n(job->scales + expert * job->N + column, n));
+  if (job->scaling == MOE_SCALE_TENSOR) return v_mul(sum, v_set1(job->scales[expert] * FP8_UNIT));
+  return v_mul(sum, v_mul(v_load_n(job->scales + expert * job->N + column, n), v_set1(FP8_UNIT)));
 }
 
 /* Cuts n into equal blocks of at most `largest`, multiples of `unit`. */

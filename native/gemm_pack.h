@@ -127,14 +127,14 @@ MOE_INLINE const void *operand_at(const gemm_operand *o, ptrdiff_t line, ptrdiff
   return (const char *)o->data + index * (ptrdiff_t)dtype_size(o->dtype);
 }
 
-/* dst[lines][ld] of FP8: widened, and scaled where blocks have scales. `from` is a multiple of VL, so a vector lies in one block. */
+/* dst[lines][ld] of FP8: widened (divided by FP8_UNIT, which scales make good), and scaled where blocks have scales. `from` is a multiple of VL, so a vector lies in one block. */
 static void pack_fp8_copy(float *dst, ptrdiff_t dstLd, const gemm_operand *o, ptrdiff_t line, ptrdiff_t lines, ptrdiff_t from, ptrdiff_t depth) {
   for (ptrdiff_t r = 0; r < lines; r++) {
     const uint8_t *p = operand_at(o, line + r, from);
     const float *scales = o->scales ? o->scales + (line + r) / FP8_BLOCK * o->scalesLd : 0;
     for (ptrdiff_t c = 0; c < depth; c += VL) {
       const vf v = c + VL <= depth ? v_load_codes(p + c) : v_load_codes_n(p + c, (int)(depth - c));
-      v_store(dst + r * dstLd + c, scales ? v_mul(v, v_set1(scales[(from + c) / FP8_BLOCK])) : v);
+      v_store(dst + r * dstLd + c, scales ? v_mul(v, v_set1(scales[(from + c) / FP8_BLOCK] * FP8_UNIT)) : v);
     }
   }
 }
@@ -162,8 +162,8 @@ static void pack_fp8_transposed(float *dst, ptrdiff_t dstLd, const gemm_operand 
       vf t[VL], value[4];
       fp8_transposed(t, operand_at(o, line + r, from + c), o->ld, lines - r, bytes);
       for (ptrdiff_t k = 0; k < bytes; k += 4) {
-        v_code_words(t[k / 4], value);
-        const vf scale = scales ? v_set1(scales[(from + c + k) / FP8_BLOCK]) : v_zero();
+        v_code_words(t[k / 4], value, 0);
+        const vf scale = scales ? v_set1(scales[(from + c + k) / FP8_BLOCK] * FP8_UNIT) : v_zero();
         for (ptrdiff_t q = 0; q < 4 && k + q < bytes; q++) v_store(dst + (c + k + q) * dstLd + r, scales ? v_mul(value[q], scale) : value[q]);
       }
     }

@@ -14,9 +14,9 @@
 enum { FP8_GROUPS = VL == 16 ? 2 : 4, FP8_FEW = 2 };
 
 /* Four codes of VL rows of w, widened and scaled, into the chains of M rows of x. */
-MOE_INLINE void gemv_fp8_words(const int M, const int blocks, vf *acc, vf words, vf scale, const float *x, ptrdiff_t ldx, ptrdiff_t k, int count) {
+MOE_INLINE void gemv_fp8_words(const int M, const int blocks, const int normal, vf *acc, vf words, vf scale, const float *x, ptrdiff_t ldx, ptrdiff_t k, int count) {
   vf value[4];
-  v_code_words(words, value);
+  v_code_words(words, value, normal);
   MOE_UNROLL(4)
   for (int q = 0; q < 4; q++) {
     if (q >= count) break;
@@ -33,12 +33,12 @@ MOE_INLINE void gemv_fp8_block(const int M, const int G, const int blocks, float
   for (int g = 0; g < G; g++)
     for (int m = 0; m < M; m++) acc[g][m] = v_zero();
   for (ptrdiff_t at = 0; at < K; at += step) {
-    const vf scale = blocks ? v_set1(scales[at / FP8_BLOCK]) : v_zero();
+    const vf scale = blocks ? v_set1(scales[at / FP8_BLOCK] * FP8_UNIT) : v_zero();
     const ptrdiff_t bytes = K - at < step ? K - at : step;
     const int whole = bytes == step && rows == VL;
     /* Past the end of a row comes the same row of the next group. */
     const ptrdiff_t ahead = at + GEMV_AHEAD < K ? GEMV_AHEAD : GEMV_AHEAD + (G * VL - 1) * K;
-    vf t[FP8_GROUPS][VL];
+    vf t[FP8_GROUPS][VL], most = v_zero();
     MOE_UNROLL(4)
     for (int g = 0; g < G; g++) {
       const uint8_t *p = w + g * VL * K + at;
@@ -46,17 +46,24 @@ MOE_INLINE void gemv_fp8_block(const int M, const int G, const int blocks, float
         MOE_UNROLL(16)
         for (int i = 0; i < VL; i++) {
           t[g][i] = v_load((const float *)(const void *)(p + i * K));
-          v_prefetch(p + i * K + ahead);
+          most = v_codes_note(most, t[g][i]);
         }
         v_transpose(t[g]);
       } else fp8_transposed(t[g], p, K, rows, bytes);
     }
-    for (int i = 0; i < VL && 4 * i < bytes; i++) {
-      const int count = bytes - 4 * i < 4 ? (int)(bytes - 4 * i) : 4;
-      MOE_UNROLL(4)
-      for (int g = 0; g < G; g++)
-        if (count == 4) gemv_fp8_words(M, blocks, acc[g], t[g][i], scale, x, ldx, at + 4 * i, 4);
-        else gemv_fp8_words(M, blocks, acc[g], t[g][i], scale, x, ldx, at + 4 * i, count);
+    if (whole && !v_codes_noted(most)) {
+      for (int i = 0; i < VL; i++)
+        MOE_UNROLL(4)
+        for (int g = 0; g < G; g++) {
+          v_prefetch_l2(w + (g * VL + i) * K + at + ahead);
+          gemv_fp8_words(M, blocks, 1, acc[g], t[g][i], scale, x, ldx, at + 4 * i, 4);
+        }
+    } else {
+      for (int i = 0; i < VL && 4 * i < bytes; i++) {
+        const int count = bytes - 4 * i < 4 ? (int)(bytes - 4 * i) : 4;
+        MOE_UNROLL(4)
+        for (int g = 0; g < G; g++) gemv_fp8_words(M, blocks, 0, acc[g], t[g][i], scale, x, ldx, at + 4 * i, count);
+      }
     }
   }
   for (int g = 0; g < G; g++)
