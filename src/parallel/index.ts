@@ -1,6 +1,7 @@
 /** Groups of ranks: how a model is cut over them, how they communicate, and ranks as threads of this process. */
 export type { Communicator, Traffic } from "./communicator.ts";
 export { activationDtype, columnsOf, TensorGroup } from "./group.ts";
+export { Lockstep } from "./lockstep.ts";
 export { createLocalGroup, LocalCommunicator, type LocalGroupMemory } from "./local-communicator.ts";
 export { describePlan, gigabytes, tensorParallelPlan, type RankPlan, type TensorParallelOptions, type TensorParallelPlan } from "./plan.ts";
 export { rankMemory, type MemoryFormat, type RankMemory, type ScaleLayout, type WeightFormat } from "./rank-memory.ts";

@@ -165,5 +165,8 @@ export async function runRank(body: (context: RankContext) => unknown): Promise<
     barrier.abort(`rank ${init.rank} failed: ${text}`);
     const kind = error instanceof MoeError ? error.kind : null;
     report({ type: "error", kind, message: kind === null && error instanceof Error ? (error.stack ?? text) : text });
+  } finally {
+    // A body that listened to the port would keep the thread.
+    port.close();
   }
 }

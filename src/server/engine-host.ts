@@ -39,22 +39,34 @@ export class EngineHost {
     return this.#engine.tokenizer;
   }
 
-  /** Steps until `shutdown`. Rejects with what the engine cannot survive: a lost rank. */
+  /** Steps until `shutdown`. Rejects with what the engine cannot survive. */
   async run(): Promise<void> {
     while (!this.#ending) {
-      const job = this.#jobs.shift();
-      if (job !== undefined) this.#answer(job.id, job.call);
-      if (this.#engine.hasWork) this.#step();
-      this.#flush();
-      const isIdle = !this.#engine.hasWork && this.#jobs.length === 0;
-      this.#report(isIdle);
-      if (isIdle) {
+      if (this.turn()) {
         await new Promise<void>((wake) => {
           this.#wake = wake;
         });
         this.#wake = null;
       } else await new Promise((turn) => setImmediate(turn));
     }
+    this.end();
+  }
+  /** Whether `shutdown` came. */
+  get isEnding(): boolean {
+    return this.#ending;
+  }
+  /** A call, a step, and what came of them. True where nothing is left to do. Throws what the engine cannot survive: a lost rank. */
+  turn(): boolean {
+    const job = this.#jobs.shift();
+    if (job !== undefined) this.#answer(job.id, job.call);
+    if (this.#engine.hasWork) this.#step();
+    this.#flush();
+    const isIdle = !this.#engine.hasWork && this.#jobs.length === 0;
+    this.#report(isIdle);
+    return isIdle;
+  }
+  /** Aborts what is under way, and says so. */
+  end(): void {
     for (const id of this.#requests.values()) this.#engine.abort(id);
     this.#flush();
   }

@@ -5,14 +5,16 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { loadBackend } from "../backend/load.ts";
 import { loadTokenizer } from "../checkpoint/tokenizer.ts";
-import { numParams } from "../config/model-counts.ts";
-import type { ModelConfig } from "../config/model.ts";
-import { loadModel, PagedCache, type KvCacheOptions } from "../model/index.ts";
-import { NgramDrafter, ServingEngine, type ServingOptions } from "../serve/index.ts";
+import { planModel } from "../generate/parallel.ts";
+import { loadModel } from "../model/index.ts";
+import { startRanks } from "../parallel/index.ts";
+import { ServingEngine } from "../serve/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { EngineHost } from "./engine-host.ts";
-import type { EngineSettings, FromEngine, ToEngine } from "./protocol.ts";
+import { modelInfo, servingOptions } from "./engine-open.ts";
+import type { EngineRankJob } from "./engine-rank.ts";
+import type { EngineSettings, FromEngine, TensorParallelSettings, ToEngine } from "./protocol.ts";
 
 function post(message: FromEngine): void {
   parentPort?.postMessage(message, []);
@@ -28,46 +30,36 @@ async function serve(settings: EngineSettings): Promise<void> {
   parentPort?.on("message", (message: ToEngine) => {
     host.receive(message);
   });
-  const { name, isa, numThreads } = engine.backend;
-  post({
-    type: "ready",
-    info: {
-      maxContext: serving.maxContext,
-      vocabSize: model.config.vocabSize,
-      hiddenSize: model.config.hiddenSize,
-      hasChatTemplate: tokenizer.chatTemplate !== undefined,
-      engine: `${name} (${isa}, ${numThreads} ${numThreads === 1 ? "thread" : "threads"})`,
-      numParams: numParams(model.config),
-      cacheBytes: options.cacheBytes,
-    },
-  });
+  post({ type: "ready", info: modelInfo(serving, options.cacheBytes) });
   await host.run();
 }
 
-/** Positions that a context may have by default where the model allows more: a slot of a million would take all memory. */
-const defaultMaxContext = 32_768;
-
-function servingOptions(config: ModelConfig, settings: EngineSettings, modelDtype: KvCacheOptions["dtype"]): ServingOptions {
-  const cacheDtype = (settings.cacheDtype ?? modelDtype) as KvCacheOptions["dtype"];
-  const maxContext = settings.maxContext ?? Math.min(config.maxPositions, defaultMaxContext);
-  if (maxContext > config.maxPositions)
-    throw new MoeError("usage", `--max-context: the model was made for ${config.maxPositions} positions, got ${maxContext}`);
-  const blockBytes = PagedCache.blockBytes(config, cacheDtype);
-  const blocksPerSequence = Math.ceil(maxContext / 64) + 1;
-  const wanted = settings.maxBatch * blocksPerSequence * blockBytes;
-  const room = Math.max(process.availableMemory() / 2, blocksPerSequence * blockBytes);
-  return {
-    maxRunning: settings.maxBatch,
-    maxContext,
-    cacheDtype,
-    ...(settings.speculate === "ngram" ? { drafter: new NgramDrafter() } : {}),
-    cacheBytes: settings.cacheBytes ?? Math.min(wanted, Math.floor(room)),
-  };
+/** The model cut over ranks, which are threads of their own: this one hands messages on. */
+async function serveOnRanks(settings: EngineSettings, { ranks, weights }: TensorParallelSettings): Promise<void> {
+  const { plan, dtype } = planModel(settings.modelPath, {
+    ranks,
+    ...(weights === null ? {} : { weights }),
+    ...(settings.dtype === null ? {} : { dtype: settings.dtype }),
+  });
+  const group = startRanks({
+    size: ranks,
+    entry: new URL(`./engine-rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),
+    data: { settings, dtype, shares: plan.ranks.map(({ share }) => share) } satisfies EngineRankJob,
+    onMessage: (_, message) => {
+      post(message as FromEngine);
+    },
+  });
+  parentPort?.on("message", (message: ToEngine) => {
+    group.post(0, message);
+  });
+  await group.results;
 }
 
 async function main(): Promise<void> {
   try {
-    await serve(workerData as EngineSettings);
+    const settings = workerData as EngineSettings;
+    const { tp = null } = settings;
+    await (tp === null ? serve(settings) : serveOnRanks(settings, tp));
   } catch (error) {
     const isExpected = error instanceof MoeError && error.kind !== "internal";
     const message = error instanceof Error ? (isExpected ? error.message : (error.stack ?? error.message)) : String(error);

@@ -17,6 +17,13 @@ export interface EngineSettings {
   readonly cacheBytes: number | null;
   /** Guess tokens by looking up what came before (speculative decoding); null: do not. */
   readonly speculate: "ngram" | null;
+  /** Cut the model over ranks; null or absent: do not. The bytes of the cache are then those of all ranks together. */
+  readonly tp?: TensorParallelSettings | null;
+}
+export interface TensorParallelSettings {
+  readonly ranks: number;
+  /** Relative speed of each rank; null: equal. */
+  readonly weights: readonly number[] | null;
 }
 
 /** What the main thread has to know of a model. */

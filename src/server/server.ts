@@ -42,9 +42,9 @@ export async function startServer(options: ServeOptions): Promise<RunningServer>
       options.onDeath?.(message, exitCode);
     },
   };
-  const { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate } = options;
+  const { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate, tp = null } = options;
   const engine = await startEngine(
-    { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate, maxBatch: limits.maxBatch },
+    { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate, tp, maxBatch: limits.maxBatch },
     observer,
   );
   try {

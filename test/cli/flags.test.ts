@@ -17,7 +17,7 @@ test("verbs, arguments and options are those that were promised", () => {
       "train <recipe> --model <path> --text <path> --validation <path> --set <key=value> --out <folder> --resume --json",
       "generate <model> --prompt <text> --chat --max-tokens <n> --temperature <t> --top-p <p> --top-k <k> --repetition-penalty <x> --seed <n> --stop <text...> --dtype <type> --cache-dtype <type> --tp <n> --tp-weights <list> --tp-memory <list> --json",
       "chat <model> --system <text> --max-tokens <n> --max-context <n> --temperature <t> --top-p <p> --top-k <k> --min-p <p> --repetition-penalty <x> --seed <n> --dtype <type> --cache-dtype <type>",
-      "serve <model> --port <n> --host <address> --name <name> --max-batch <n> --max-context <n> --max-queue <n> --timeout <seconds> --drain-timeout <seconds> --dtype <type> --kv-dtype <type> --kv-memory <MiB> --speculate <how> --api-key <key> --json-logs",
+      "serve <model> --port <n> --host <address> --name <name> --max-batch <n> --max-context <n> --max-queue <n> --timeout <seconds> --drain-timeout <seconds> --dtype <type> --kv-dtype <type> --kv-memory <MiB> --speculate <how> --tp <n> --tp-weights <list> --api-key <key> --json-logs",
       "eval <model> --tasks <names> --num-fewshot <n> --limit <n> --output-path <folder> --log-samples --resume --data <folder> --skip-broken --batch-tokens <n> --max-length <n> --seed <n> --dtype <type> --json",
       "export <model> <out> --format <format> --dtype <type> --json",
       "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --ignore <pattern> --probe <file> --no-report --json",

@@ -44,7 +44,7 @@ export interface TestServer extends RunningServer {
 export async function serveTiny(
   folder: string,
   limits: Partial<Limits> = {},
-  options: Partial<Pick<ServeOptions, "apiKey" | "onDeath" | "cacheBytes" | "speculate">> = {},
+  options: Partial<Pick<ServeOptions, "apiKey" | "onDeath" | "cacheBytes" | "speculate" | "tp">> = {},
 ): Promise<TestServer> {
   const log: LogEntry[] = [];
   const server = await startServer({

@@ -1,9 +1,10 @@
 /** `moe serve`: an OpenAI-compatible server of one model. */
 import { basename, resolve } from "node:path";
 import { Option, type Command } from "commander";
+import { describePlan, planModel } from "../../generate/parallel.ts";
 import { makeLog, startServer } from "../../server/index.ts";
 import { MoeError } from "../../util/errors.ts";
-import { decimal, wholeNumber } from "../options.ts";
+import { decimal, numbers, wholeNumber } from "../options.ts";
 import { formatBytes, formatCount, Output } from "../output.ts";
 import { modelDtype } from "../session.ts";
 import { version } from "../version.ts";
@@ -21,6 +22,8 @@ interface ServeFlags {
   readonly kvDtype?: string;
   readonly kvMemory?: number;
   readonly speculate?: "ngram";
+  readonly tp?: number;
+  readonly tpWeights?: number[];
   readonly apiKey?: string;
   readonly jsonLogs?: boolean;
 }
@@ -46,6 +49,8 @@ export function addServe(program: Command): void {
       wholeNumber(1),
     )
     .addOption(new Option("--speculate <how>", "guess tokens ahead; changes speed only").choices(["ngram"]))
+    .option("--tp <n>", "cut the model over n ranks, threads of this process; prints the plan", wholeNumber(1))
+    .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
     .addOption(new Option("--api-key <key>", "asked for on every route but /health").env("MOE_API_KEY"))
     .option("--json-logs", "log one JSON object a line")
     .action(serve);
@@ -57,11 +62,23 @@ function port(text: string): number {
   return value;
 }
 
+function tensorParallel({ tp, tpWeights }: ServeFlags): { ranks: number; weights: number[] | null } | null {
+  if (tpWeights !== undefined && tpWeights.length !== tp)
+    throw new MoeError("usage", `--tp-weights: expected a number for each rank of --tp, got ${tpWeights.length} for ${tp ?? "none"}`);
+  return tp === undefined ? null : { ranks: tp, weights: tpWeights ?? null };
+}
+
 async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
   const output = new Output();
   const log = makeLog((line) => output.log(line), { json: flags.jsonLogs === true });
   if (flags.apiKey === "") throw new MoeError("usage", "--api-key: expected a key, got an empty one");
   const dtype = modelDtype(flags.dtype) ?? null;
+  const tp = tensorParallel(flags);
+  if (tp !== null) {
+    const { ranks, weights } = tp;
+    const { plan } = planModel(modelPath, { ranks, ...(weights === null ? {} : { weights }), ...(dtype === null ? {} : { dtype }) });
+    for (const message of describePlan(plan)) log.write({ level: "info", message });
+  }
   let end: (exitCode: number) => void = () => undefined;
   const ended = new Promise<number>((done) => {
     end = done;
@@ -74,6 +91,7 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     maxContext: flags.maxContext ?? null,
     cacheBytes: flags.kvMemory === undefined ? null : flags.kvMemory * 2 ** 20,
     speculate: flags.speculate ?? null,
+    tp,
     host: flags.host,
     port: flags.port,
     apiKey: flags.apiKey ?? null,
