@@ -83,7 +83,13 @@ export async function post(server: RunningServer, path: string, body: unknown, i
   return { status: response.status, body: JSON.parse(text) as Record<string, unknown>, headers: response.headers };
 }
 /** The `error` of a reply in OpenAI's shape; throws where it has another. */
-export function errorOf({ status, body }: Reply): { status: number; message: string; type: string; param: string | null; code: string | null } {
+export function errorOf({ status, body }: Reply): {
+  status: number;
+  message: string;
+  type: string;
+  param: string | null;
+  code: string | null;
+} {
   const { error } = body as { error?: Record<string, unknown> };
   const shape = Object.entries(error ?? {}).map(([key, value]) => `${key} ${value === null ? "null" : typeof value}`);
   const expected = [/^message string$/, /^type string$/, /^param (null|string)$/, /^code (null|string)$/];

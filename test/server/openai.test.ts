@@ -49,7 +49,8 @@ describe("completions", () => {
     expect(tokens.length).toBe(values.length);
     expect(values[0]).toBeNull();
     expect(values.slice(1).every((value) => value < 0)).toBe(true);
-    for (const [i, token] of tokens.entries()) if (!token.startsWith("bytes:")) expect(choice?.text.startsWith(token, offsets[i])).toBe(true);
+    for (const [i, token] of tokens.entries())
+      if (!token.startsWith("bytes:")) expect(choice?.text.startsWith(token, offsets[i])).toBe(true);
     // Greedy tokens are the most probable ones.
     for (let i = tokens.length - 4; i < tokens.length; i++) expect(Math.max(...Object.values(tops[i] ?? {}))).toBe(values[i]);
   });
@@ -183,13 +184,18 @@ describe("chat", () => {
       if (call.function.name === "weather") expect(["Rome", "Oslo"]).toContain(args["city"]);
       const streamed: { name?: string | undefined; arguments?: string | undefined }[] = [];
       for await (const { choices } of await client.chat.completions.create({ ...request, stream: true }))
-        for (const { function: part } of choices[0]?.delta.tool_calls ?? []) streamed.push({ name: part?.name, arguments: part?.arguments });
+        for (const { function: part } of choices[0]?.delta.tool_calls ?? [])
+          streamed.push({ name: part?.name, arguments: part?.arguments });
       expect(streamed).toEqual([call.function]);
     },
   );
   test("calls and results of a conversation go through the template", async () => {
     const call = { id: "call_1", type: "function", function: { name: "clock", arguments: "{}" } } as const;
-    const messages = [user("Time?"), { role: "assistant", content: null, tool_calls: [call] } as const, { role: "tool", tool_call_id: "call_1", content: "noon" } as const];
+    const messages = [
+      user("Time?"),
+      { role: "assistant", content: null, tool_calls: [call] } as const,
+      { role: "tool", tool_call_id: "call_1", content: "noon" } as const,
+    ];
     const { choices, usage } = await client.chat.completions.create({ ...greedy, messages, tools: [...tools], max_tokens: 4 });
     expect(choices[0]?.message.content).not.toBe("");
     const without = await client.chat.completions.create({ ...greedy, messages: [user("Time?")], max_tokens: 4 });
@@ -220,11 +226,18 @@ describe("responses", () => {
     expect(chat.choices[0]?.message.content).toBe(text);
   });
   test("what was said before has to be sent, as it is not kept", async () => {
-    await expect(client.responses.create({ ...greedy, input: "a", previous_response_id: "resp_1" })).rejects.toThrow(/previous_response_id/);
+    await expect(client.responses.create({ ...greedy, input: "a", previous_response_id: "resp_1" })).rejects.toThrow(
+      /previous_response_id/,
+    );
   });
   test("a function can be asked for", async () => {
     const tool = { type: "function", name: "f", parameters: { enum: [1] }, strict: true } as const;
-    const { output } = await client.responses.create({ ...greedy, input: "a", tools: [tool], tool_choice: { type: "function", name: "f" } });
+    const { output } = await client.responses.create({
+      ...greedy,
+      input: "a",
+      tools: [tool],
+      tool_choice: { type: "function", name: "f" },
+    });
     expect(output).toMatchObject([{ type: "function_call", name: "f", arguments: "1" }]);
   });
 });

@@ -117,12 +117,21 @@ describe("what is no request that can be served", () => {
     }
   });
   test("an answer ends where the context does", async () => {
-    const { body } = await post(server, "/v1/completions", { prompt: Array.from({ length: 500 }, () => 5), max_tokens: 100, ignore_eos: true });
+    const { body } = await post(server, "/v1/completions", {
+      prompt: Array.from({ length: 500 }, () => 5),
+      max_tokens: 100,
+      ignore_eos: true,
+    });
     expect(body).toMatchObject({ choices: [{ finish_reason: "length" }], usage: { total_tokens: maxPositions } });
   });
   test("another content type, another method, another route", async () => {
-    expect(errorOf(await post(server, "/v1/completions", '{"prompt": "a"}', { headers: { "content-type": "text/plain" } })).status).toBe(415);
-    expect(errorOf(await post(server, "/v1/completions", {}, { method: "PUT" }))).toMatchObject({ status: 405, code: "method_not_allowed" });
+    expect(errorOf(await post(server, "/v1/completions", '{"prompt": "a"}', { headers: { "content-type": "text/plain" } })).status).toBe(
+      415,
+    );
+    expect(errorOf(await post(server, "/v1/completions", {}, { method: "PUT" }))).toMatchObject({
+      status: 405,
+      code: "method_not_allowed",
+    });
     expect(errorOf(await post(server, "/v1/nowhere", {})).status).toBe(404);
   });
   test("bytes that are no HTTP get an answer and the connection is closed", async () => {
@@ -182,21 +191,31 @@ describe("too much at once", () => {
 describe("a key", () => {
   test("is asked for on every route but /health, as a bearer token or a password", async () => {
     const locked = await serveTiny(folder, {}, { apiKey: "secret" });
-    const document = (await (
-      await fetch(`${locked.url}/openapi.json`, { headers: { authorization: "Bearer secret" } })
-    ).json()) as { paths: Record<string, Record<string, unknown>> };
-    const routes = Object.entries(document.paths).flatMap(([path, methods]) => Object.keys(methods).map((method) => [method.toUpperCase(), path] as const));
+    const document = (await (await fetch(`${locked.url}/openapi.json`, { headers: { authorization: "Bearer secret" } })).json()) as {
+      paths: Record<string, Record<string, unknown>>;
+    };
+    const routes = Object.entries(document.paths).flatMap(([path, methods]) =>
+      Object.keys(methods).map((method) => [method.toUpperCase(), path] as const),
+    );
     expect(routes.length).toBeGreaterThan(12);
     const basic = (text: string): string => `Basic ${Buffer.from(text).toString("base64")}`;
     for (const [method, path] of [...routes, ["GET", "/nowhere"] as const]) {
       const ask = async (authorization?: string): Promise<number> =>
-        (await fetch(`${locked.url}${path.replace("{model}", "tiny")}`, { method, ...(authorization === undefined ? {} : { headers: { authorization } }) })).status;
+        (
+          await fetch(`${locked.url}${path.replace("{model}", "tiny")}`, {
+            method,
+            ...(authorization === undefined ? {} : { headers: { authorization } }),
+          })
+        ).status;
       const wrong = await Promise.all([ask(), ask("Bearer wrong"), ask("Bearer secre"), ask("secret"), ask(basic("me:wrong"))]);
       expect([path, ...wrong]).toEqual([path, ...wrong.map(() => (path === "/health" ? 200 : 401))]);
       const right = await Promise.all([ask("Bearer secret"), ask(basic("me:secret"))]);
       for (const status of right) expect([path, status]).not.toEqual([path, 401]);
     }
-    expect(errorOf(await post(locked, "/v1/completions", { prompt: "a" }))).toMatchObject({ type: "authentication_error", code: "missing_api_key" });
+    expect(errorOf(await post(locked, "/v1/completions", { prompt: "a" }))).toMatchObject({
+      type: "authentication_error",
+      code: "missing_api_key",
+    });
     await locked.close();
   });
 });
