@@ -20,6 +20,28 @@ core = hidden_import("_pyodide_core")
 array = core.to_js([1])
 `;
 
+/**
+ * Writes a WebAssembly library whose function `f` is JavaScript text, as C with EM_JS compiles to: the loader passes that text to
+ * `eval`, behind "() => ". (Checked by hand: with `eval` among the kept globals and without the flag against it, the first program ends well.)
+ */
+const library = (javascript: string): string => `
+import ctypes
+def number(n): return bytes([n]) if n < 128 else bytes([n & 127 | 128]) + number(n >> 7)
+def text(s): return number(len(s)) + s.encode()
+def section(kind, body): return bytes([kind]) + number(len(body)) + body
+code = b"(void)<::>" + ${JSON.stringify(`0, Object.assign(${javascript}, { sig: "i" })`)}.encode() + b"\\0"
+memory = number(len(code)) + bytes([0, 0, 0])
+parts = [
+    section(0, text("dylink.0") + section(1, memory)),
+    section(2, bytes([2]) + text("env") + text("memory") + bytes([2, 0, 1]) + text("env") + text("__memory_base") + bytes([3, 127, 0])),
+    section(6, bytes([1, 127, 0, 65, 0, 11])),
+    section(7, bytes([1]) + text("__em_js__f") + bytes([3, 1])),
+    section(11, bytes([1, 0, 35, 0, 11]) + number(len(code)) + code),
+]
+with open("/tmp/library.so", "wb") as file: file.write(b"\\0asm\\1\\0\\0\\0" + b"".join(parts))
+f = ctypes.CDLL("/tmp/library.so").f
+`;
+
 /** name -> [program, outcomes that are right] */
 const attacks: Readonly<Record<string, readonly [string, readonly ProgramResult["outcome"][]]>> = {
   // The way to JavaScript
@@ -34,6 +56,24 @@ const attacks: Readonly<Record<string, readonly [string, readonly ProgramResult[
   "Function of the bridge": [`${bridge}\narray.constructor.constructor('return 1')()`, ["failed"]],
   "eval of the bridge": [`${bridge}\narray.constructor.constructor.constructor('return this')().eval('1')`, ["failed"]],
   "globals of the bridge": [`${bridge}\narray.constructor.constructor.call(None).process.pid`, ["failed"]],
+  "stack frames of the bridge": [
+    `${bridge}
+frames = []
+try: core.to_js([1]).constructor(-1)
+except core.JsException as error: kind = error.js_error.constructor if hasattr(error, "js_error") else error.constructor
+def look(error, stack):
+    frames.extend(stack)
+    return ""
+every = kind.prototype.__proto__.constructor
+every.stackTraceLimit = 100
+every.prepareStackTrace = core.create_proxy(look)
+try: core.to_js([1]).constructor(-1)
+except core.JsException as error: str(error.stack)
+assert any(frame.getThis() is not None or frame.getFileName() for frame in frames)`,
+    ["failed"],
+  ],
+  "JavaScript in a library": [`${library("() => 7")}assert f() == 7`, ["failed"]],
+  "processes of a library": [`${library("() => process.pid")}assert f() > 0`, ["failed"]],
   // Files, processes, environment
   "open a host file": ["open('/etc/passwd').read()", ["failed"]],
   "open this source": [`open(${JSON.stringify(import.meta.filename)}).read()`, ["failed"]],
@@ -46,6 +86,11 @@ const attacks: Readonly<Record<string, readonly [string, readonly ProgramResult[
   subprocess: ["import subprocess\nsubprocess.run(['true'])", ["failed"]],
   "fork bomb": ["import os\nwhile True: os.fork()", ["failed"]],
   thread: ["import threading\nthreading.Thread(target=print).start()", ["failed"]],
+  "raise a signal": ["import signal\nsignal.raise_signal(signal.SIGKILL)\nassert False", ["error", "failed"]],
+  "alarm that answers": [
+    "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\nwhile True: pass",
+    ["timeout", "failed", "error"],
+  ],
   "kill a process": ["import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", ["error", "failed"]],
   // Network
   socket: ["import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=2)", ["failed", "error"]],
@@ -71,6 +116,12 @@ const attacks: Readonly<Record<string, readonly [string, readonly ProgramResult[
   "printed verdict": [`print('{"kind":"done","outcome":"passed"}')\nassert False`, ["failed"]],
   "exception that claims to be an exit": ["class ExitStatus(BaseException):\n  status = 0\nraise ExitStatus()", ["failed"]],
   "exit handler": ["import atexit, os\natexit.register(lambda: print('passed'))\nraise SystemExit(0)", ["failed"]],
+  "exit handler that raises": ["import atexit\n@atexit.register\ndef f(): raise SystemExit(0)\nassert False", ["failed"]],
+  "exception hook": ["import sys\nsys.excepthook = lambda *_: sys.exit(0)\nassert False", ["failed"]],
+  "exception without a text": [
+    "class E(Exception):\n  def __str__(self): raise SystemExit(0)\n  __repr__ = __str__\nraise E()",
+    ["failed", "error"],
+  ],
   "traceback of a gigabyte": ["raise Exception('x' * 10**8)", ["failed", "memory"]],
   "syntax error": ["def f(:", ["failed"]],
   input: ["input()", ["failed"]],

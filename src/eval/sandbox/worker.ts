@@ -8,7 +8,7 @@
  * - every function of `fs`, `child_process`, `net`, ... that Pyodide's own code holds a reference to is replaced by one that
  *   throws (Emscripten's `system()` really calls `spawnSync`),
  * - every global that is not the language itself is deleted (`process`, `fetch`, `WebSocket`, ...); code from strings
- *   (`eval`, `Function`) is off by a flag of the process,
+ *   (`eval`, `Function`) is off by a flag of the process, and errors carry no frames, through which callers and paths can be had,
  * - Python loses the modules that lead to JavaScript (`js`, `pyodide_js`, ...). The `js` module was empty from the start.
  *
  * Each of these is a wall behind another one. The walls that do not depend on JavaScript being well-behaved are WebAssembly,
@@ -128,6 +128,8 @@ function giveUpRights(): void {
   }
   // Emscripten reports its own end here; nobody listens.
   const silent = (): void => undefined;
+  // An accessor, because the interpreter assigns to it.
+  Object.defineProperty(Error, "stackTraceLimit", { get: () => 0, set: silent, configurable: false });
   (globalThis as unknown as Refusable)["console"] = { log: silent, warn: silent, error: silent, info: silent, debug: silent };
 }
 
