@@ -69,28 +69,41 @@ async function rivalSides(
   return { rivals, sides, accuracy, note: null };
 }
 
+/** Our side: the rows of the data folder through `evaluateTasks`; `run` gives the accuracy. The caller disposes it. */
+export async function openEvaluation(
+  engine: Engine,
+): Promise<{ readonly folder: string; readonly subjects: readonly string[]; run: () => Promise<number> } & Disposable> {
+  const data = dataFolder();
+  if (data === null) throw new Error("no CMMLU rows here: MOE_SHARED_DATA names their folder");
+  const subjects = readdirSync(join(data, "cmmlu", "test")).map((file) => basename(file, ".csv"));
+  const folder = await rivalModel(engine);
+  const model = loadModel(engine, folder, { dtype: "f32" });
+  const tokenizer = await loadTokenizer(folder);
+  const tasks = subjects.map((subject) => `cmmlu_${subject}`);
+  const run = async (): Promise<number> => {
+    const { results } = await evaluateTasks(model, tokenizer, tasks, { data, limit: rowsPerSubject, numFewshot: 0 });
+    const scores = Object.values(results.results).map((metrics) => Number(metrics["acc,none"]));
+    return scores.reduce((a, b) => a + b, 0) / scores.length;
+  };
+  return { folder, subjects, run, [Symbol.dispose]: () => model[Symbol.dispose]() };
+}
+
 /** The row; without the data or the rival it says so. */
 export async function evalRow({ effort, log }: Context): Promise<Row> {
   const data = dataFolder();
   if (data === null) return { ...row, ours: [], rival: [], note: "no CMMLU rows here: MOE_SHARED_DATA names their folder" };
   log("eval.cmmlu: starting");
-  const subjects = readdirSync(join(data, "cmmlu", "test")).map((file) => basename(file, ".csv"));
-  const engine = new Engine(await loadBackend({ numThreads: threads }));
+  using engine = new Engine(await loadBackend({ numThreads: threads }));
   const started: PythonRival[] = [];
   try {
-    const folder = await rivalModel(engine);
-    using model = loadModel(engine, folder, { dtype: "f32" });
-    const tokenizer = await loadTokenizer(folder);
+    using evaluation = await openEvaluation(engine);
+    const { folder, subjects } = evaluation;
     let accuracy = Number.NaN;
     const ours: Side = {
       sample: async () => {
         const before = performance.now();
-        const tasks = subjects.map((subject) => `cmmlu_${subject}`);
-        const { results } = await evaluateTasks(model, tokenizer, tasks, { data, limit: rowsPerSubject, numFewshot: 0 });
-        const seconds = (performance.now() - before) / 1000;
-        const scores = Object.values(results.results).map((metrics) => Number(metrics["acc,none"]));
-        accuracy = scores.reduce((a, b) => a + b, 0) / scores.length;
-        return (subjects.length * rowsPerSubject) / seconds;
+        accuracy = await evaluation.run();
+        return (subjects.length * rowsPerSubject) / ((performance.now() - before) / 1000);
       },
     };
     const { rivals, sides, accuracy: theirs, note } = await rivalSides(folder, data, subjects);
@@ -102,6 +115,5 @@ export async function evalRow({ effort, log }: Context): Promise<Row> {
     return { ...row, ours: our, rival: fastest(rival), others, note: note === null ? told : `${told}; ${note}` };
   } finally {
     for (const rival of started) rival[Symbol.dispose]();
-    engine[Symbol.dispose]();
   }
 }

@@ -1,15 +1,16 @@
 /**
  * Where the time of one of our steps goes: every kernel of the table is wrapped with a clock, the rest is TypeScript. `npm run bench -- engine
- * --profile train | train.bf16 | decode | prefill`. A profile is not a measurement: nothing is compared here.
+ * --profile train | train.bf16 | decode | prefill | eval`. A profile is not a measurement: nothing is compared here.
  */
 import { loadBackend } from "../src/backend/load.ts";
 import { loadModel } from "../src/model/index.ts";
 import { Engine } from "../src/tensor/index.ts";
+import { openEvaluation } from "./eval.ts";
 import { PythonRival } from "./process.ts";
 import { decodeOnce, decodePrompt, decodeTokens, modelPath, prefillPrompt } from "./text.ts";
 import { OurTraining } from "./train.ts";
 
-export const profiles = ["train", "train.f32", "train.bf16", "decode", "prefill"] as const;
+export const profiles = ["train", "train.f32", "train.bf16", "decode", "prefill", "eval"] as const;
 export type ProfileName = (typeof profiles)[number];
 
 export interface KernelTime {
@@ -18,12 +19,10 @@ export interface KernelTime {
 }
 type KernelTable = Record<string, (...args: number[]) => void>;
 
-/** Runs `work` with a clock around every kernel. Times, in milliseconds, are added up by `label` (default: the kernel's name). */
-export function timeKernels(
-  engine: Engine,
-  work: () => void,
-  label: (kernel: string, args: readonly number[]) => string = (kernel) => kernel,
-): { total: number; kernels: Map<string, KernelTime> } {
+type KernelLabel = (kernel: string, args: readonly number[]) => string;
+
+/** Puts a clock around every kernel until it is disposed. Times, in milliseconds, are added up by `label`. */
+function clockKernels(engine: Engine, label: KernelLabel): { readonly times: Map<string, KernelTime> } & Disposable {
   const table = engine.backend.kernels as unknown as KernelTable;
   const times = new Map<string, KernelTime>();
   const originals = { ...table };
@@ -37,16 +36,23 @@ export function timeKernels(
       times.set(what, { calls: time.calls + 1, milliseconds: time.milliseconds + milliseconds });
     };
   }
-  try {
-    const started = performance.now();
-    work();
-    return { total: performance.now() - started, kernels: times };
-  } finally {
-    Object.assign(table, originals);
-  }
+  return { times, [Symbol.dispose]: () => void Object.assign(table, originals) };
 }
 
-function profileTable(title: string, { total, kernels }: ReturnType<typeof timeKernels>, units: number): string {
+interface KernelProfile {
+  readonly total: number;
+  readonly kernels: Map<string, KernelTime>;
+}
+
+/** Runs `work` with a clock around every kernel (`label`: how times are named, by default after the kernel). */
+export function timeKernels(engine: Engine, work: () => void, label: KernelLabel = (kernel) => kernel): KernelProfile {
+  using clock = clockKernels(engine, label);
+  const started = performance.now();
+  work();
+  return { total: performance.now() - started, kernels: clock.times };
+}
+
+function profileTable(title: string, { total, kernels }: KernelProfile, units: number): string {
   const used = [...kernels].filter(([, { calls }]) => calls > 0).sort(([, a], [, b]) => b.milliseconds - a.milliseconds);
   const inKernels = used.reduce((sum, [, { milliseconds }]) => sum + milliseconds, 0);
   const numCalls = used.reduce((sum, [, { calls }]) => sum + calls, 0);
@@ -94,9 +100,19 @@ async function profileText(engine: Engine, name: "decode" | "prefill"): Promise<
   return profileTable("token of decoding, bf16", { total: whole.total - prompt.total, kernels: whole.kernels }, decodeTokens);
 }
 
+async function profileEval(engine: Engine): Promise<string> {
+  using evaluation = await openEvaluation(engine);
+  await evaluation.run();
+  using clock = clockKernels(engine, (kernel) => kernel);
+  const started = performance.now();
+  await evaluation.run();
+  return profileTable("evaluation, CMMLU, f32", { total: performance.now() - started, kernels: clock.times }, 1);
+}
+
 /** The profile as a table. */
 export async function profile(name: ProfileName): Promise<string> {
   using engine = new Engine(await loadBackend());
+  if (name === "eval") return await profileEval(engine);
   if (name === "decode" || name === "prefill") return await profileText(engine, name);
   return await profileTrain(engine, name === "train.bf16" ? "bf16" : "f32");
 }
