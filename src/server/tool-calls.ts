@@ -27,7 +27,9 @@ export class ToolCallParser {
   readonly #mode: ToolMode;
   readonly #maxCalls: number;
   #held = "";
-  #sent = "";
+  #blank = "";
+  #hasBegun = false;
+  #isAfterCall = false;
   #numCalls = 0;
 
   constructor(names: Iterable<string>, mode: ToolMode, { parallel = true }: { readonly parallel?: boolean } = {}) {
@@ -35,55 +37,71 @@ export class ToolCallParser {
     this.#mode = mode;
     this.#maxCalls = parallel ? Number.POSITIVE_INFINITY : 1;
   }
-  get hasCalls(): boolean {
-    return this.#numCalls > 0;
-  }
 
   /** More text. Returns what is certain now. */
   push(text: string): ParsedText {
     this.#held += text;
-    if (this.#mode.kind !== "auto") return { content: "", calls: [] };
     const calls: ToolCall[] = [];
     let content = "";
-    for (;;) {
-      const isBare = this.#sent === "" && content === "" && calls.length === 0 && this.#numCalls === 0 && /^\s*(?:[[{]|$)/.test(this.#held);
-      if (isBare) break;
+    while (this.#mode.kind === "auto" && !this.#mayBeBare()) {
       const at = this.#held.indexOf(open);
-      if (at < 0) {
-        const certain = this.#held.length - beginning(this.#held, open);
-        content += this.#held.slice(0, certain);
-        this.#held = this.#held.slice(certain);
-        break;
-      }
-      content += this.#held.slice(0, at);
-      const end = this.#held.indexOf(close, at);
-      this.#held = this.#held.slice(at);
+      const certain = at < 0 ? this.#held.length - beginning(this.#held, open) : at;
+      content += this.#said(this.#take(certain));
+      const end = at < 0 ? -1 : this.#held.indexOf(close);
       if (end < 0) break;
-      const whole = this.#held.slice(0, end - at + close.length);
-      this.#held = this.#held.slice(whole.length);
-      const found = this.#calls(whole.slice(open.length, -close.length));
-      if (found.length === 0) content += whole;
-      calls.push(...found);
+      const whole = this.#take(end + close.length);
+      const found = this.#called(this.#calls(whole.slice(open.length, -close.length)));
+      if (found === null) content += this.#said(whole);
+      else calls.push(...found);
     }
-    return this.#told(content, calls);
+    return { content, calls };
   }
   /** The end of the text. */
   end(): ParsedText {
-    const rest = this.#held;
-    this.#held = "";
-    if (this.#mode.kind === "named") return this.#told("", [this.#call(this.#mode.name, rest.trim())]);
+    const rest = this.#take(this.#held.length);
     const body = rest.trim();
-    const calls = this.#calls(body.startsWith(open) ? body.slice(open.length) : body);
-    return this.#told(calls.length === 0 ? rest : "", calls);
+    const calls =
+      this.#mode.kind === "named"
+        ? [this.#call(this.#mode.name, body)]
+        : this.#calls(body.startsWith(open) ? body.slice(open.length) : body);
+    const found = this.#called(calls);
+    if (found !== null) return { content: "", calls: found };
+    const blank = this.#blank;
+    const said = this.#said(rest);
+    return { content: said === "" && !this.#isAfterCall ? blank + rest : said, calls: [] };
   }
-  /** White space around calls is no content. */
-  #told(content: string, calls: readonly ToolCall[]): ParsedText {
-    const isBlank = content.trim() === "" && (calls.length > 0 || this.#numCalls > 0);
+  /** Whether all that was said so far may be JSON without tags. */
+  #mayBeBare(): boolean {
+    return !this.#hasBegun && /^\s*(?:[[{]|$)/.test(this.#held);
+  }
+  #take(length: number): string {
+    const taken = this.#held.slice(0, length);
+    this.#held = this.#held.slice(length);
+    return taken;
+  }
+  /** Text that is no call. White space at the beginning and after a call waits for what follows: before a call it is nothing. */
+  #said(text: string): string {
+    const all = this.#blank + text;
+    const isBlank = all.trim() === "";
+    if (isBlank && (!this.#hasBegun || this.#isAfterCall)) {
+      this.#blank = all;
+      return "";
+    }
+    const said = this.#isAfterCall ? all.trimStart() : all;
+    this.#blank = "";
+    this.#isAfterCall = false;
+    this.#hasBegun = true;
+    return said;
+  }
+  /** Calls that were found, as many as are wanted; null where there were none. */
+  #called(calls: readonly ToolCall[]): readonly ToolCall[] | null {
+    if (calls.length === 0) return null;
+    this.#blank = "";
+    this.#isAfterCall = true;
+    this.#hasBegun = true;
     const taken = calls.slice(0, Math.max(0, this.#maxCalls - this.#numCalls));
     this.#numCalls += taken.length;
-    const told = isBlank ? "" : content;
-    this.#sent += told;
-    return { content: told, calls: taken };
+    return taken;
   }
   #calls(text: string): ToolCall[] {
     let value: unknown;

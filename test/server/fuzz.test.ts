@@ -90,13 +90,11 @@ function validObject(schema: Schema): fc.Arbitrary<unknown> {
   // Few optional fields at once, or all requests would be refused for how they contradict each other.
   const requiredKeys = (required ?? []) as string[];
   const optional = Object.keys(fields).filter((key) => !requiredKeys.includes(key));
-  return fc
-    .subarray(optional, { maxLength: Math.min(3, optional.length) })
-    .chain((keys) =>
-      fc.record(Object.fromEntries([...requiredKeys, ...keys].map((key) => [key, fields[key] ?? fc.constant(null)])), {
-        noNullPrototype: true,
-      }),
-    );
+  return fc.subarray(optional, { maxLength: Math.min(3, optional.length) }).chain((keys) =>
+    fc.record(Object.fromEntries([...requiredKeys, ...keys].map((key) => [key, fields[key] ?? fc.constant(null)])), {
+      noNullPrototype: true,
+    }),
+  );
 }
 
 const anything = fc.oneof(

@@ -76,7 +76,7 @@ export async function post(server: RunningServer, path: string, body: unknown, i
   const response = await fetch(`${server.url}${path}`, {
     method: "POST",
     headers: { "content-type": "application/json" },
-    body: isRaw ? (body as BodyInit) : JSON.stringify(body),
+    body: isRaw ? body : JSON.stringify(body),
     ...init,
   });
   const text = await response.text();

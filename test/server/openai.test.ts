@@ -231,7 +231,7 @@ describe("responses", () => {
     );
   });
   test("a function can be asked for", async () => {
-    const tool = { type: "function", name: "f", parameters: { enum: [1] }, strict: true } as const;
+    const tool: OpenAI.Responses.FunctionTool = { type: "function", name: "f", parameters: { enum: [1] }, strict: true };
     const { output } = await client.responses.create({
       ...greedy,
       input: "a",
