@@ -127,6 +127,24 @@ test("uneven shares take less than padding, by what the arithmetic says", () => 
   }
 });
 
+test("under FP8 block scales no cut goes through a block", () => {
+  for (const [config, ranks] of [
+    [smollm, 2],
+    [skywork, 7],
+    [{ ...skywork, headDim: 96 }, 5],
+  ] as const) {
+    for (const mode of ["experts", "slices"] as const) {
+      const plan = tensorParallelPlan(config, { ranks, mode, format: { weights: "fp8", scales: "block128" } });
+      for (const { share } of plan.ranks.slice(0, -1)) {
+        expect((share.heads.end * config.headDim) % 128 === 0 || share.heads.end === config.numHeads).toBe(true);
+        expect((share.kvHeads.end * config.headDim) % 128 === 0 || share.kvHeads.end === config.numKvHeads).toBe(true);
+        expect(share.ffn.end % 128 === 0 || share.ffn.end === config.ffnSize).toBe(true);
+        expect(share.expertColumns.end % 128).toBe(0);
+      }
+    }
+  }
+});
+
 test("options that make no sense are refused", () => {
   expect(() => tensorParallelPlan(smollm, { ranks: 0, format: { weights: "bf16" } })).toThrow(/got 0/);
   expect(() => tensorParallelPlan(smollm, { ranks: 2, weights: [1], format: { weights: "bf16" } })).toThrow(/2 speeds/);

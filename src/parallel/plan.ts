@@ -26,7 +26,10 @@ export interface TensorParallelOptions {
   readonly cacheTokens?: number;
   /** Default: whichever has the faster slowest rank; whole experts where both are level. */
   readonly mode?: ExpertMode;
-  /** Columns of networks are cut at multiples of this: 128 under FP8 block scales. Default: 16 where there are enough, else 1. */
+  /**
+   * Columns of networks are cut at multiples of this. Default: 16 where there are enough, else 1; 128 under FP8 block scales. Heads are
+   * cut under those so that blocks stay whole, too: in whole groups, of 128 rows at least.
+   */
   readonly ffnUnit?: number;
   readonly format: MemoryFormat;
 }
@@ -111,10 +114,12 @@ function attempt(
   return { ...plan, notes: notesOf(parts, cuts, plan) };
 }
 
-function partsOf(config: ModelConfig, mode: ExpertMode, { ranks, ffnUnit }: TensorParallelOptions): Part[] {
+function partsOf(config: ModelConfig, mode: ExpertMode, { ranks, ffnUnit, format }: TensorParallelOptions): Part[] {
   const { hiddenSize: H, headDim: D, numLayers, numHeads, numKvHeads, moe } = config;
   const numMoe = Array.from({ length: numLayers }, (_, layer) => hasExperts(config, layer)).filter(Boolean).length;
-  const unitOf = (columns: number): number => ffnUnit ?? (columns >= 64 * ranks ? 16 : 1);
+  const inBlocks = format.weights === "fp8" && format.scales === "block128";
+  const unitOf = (columns: number): number => ffnUnit ?? (inBlocks ? 128 : columns >= 64 * ranks ? 16 : 1);
+  const headUnit = inBlocks ? (numHeads / numKvHeads) * headsOfBlocks(D) : 1;
   const part = (name: PartName, label: string, total: number, unit: number, held: number, used = 1): Part => ({
     name,
     label,
@@ -124,7 +129,7 @@ function partsOf(config: ModelConfig, mode: ExpertMode, { ranks, ffnUnit }: Tens
     cost: held * used,
   });
   const parts = [
-    part("heads", "query heads", numHeads, 1, numLayers * 2 * D * H * (1 + numKvHeads / numHeads)),
+    part("heads", "query heads", numHeads, headUnit, numLayers * 2 * D * H * (1 + numKvHeads / numHeads)),
     part("vocab", "rows of the vocabulary", config.vocabSize, 1, H * (config.tiedEmbeddings ? 1 : 2), config.tiedEmbeddings ? 1 : 0.5),
   ];
   if (numMoe < numLayers)
@@ -138,6 +143,13 @@ function partsOf(config: ModelConfig, mode: ExpertMode, { ranks, ffnUnit }: Tens
     parts.push(part("sharedFfn", "columns of the shared expert", ffnSize, unitOf(ffnSize), numMoe * 3 * H));
   }
   return parts;
+}
+
+/** The fewest heads whose rows are whole blocks of 128. */
+function headsOfBlocks(headDim: number): number {
+  let heads = 1;
+  while ((heads * headDim) % 128 !== 0) heads++;
+  return heads;
 }
 
 type Cuts = Partial<Record<PartName, readonly Interval[]>>;

@@ -135,7 +135,7 @@ export interface RankContext {
   /** As given to `startRanks`: the receiver checks it. */
   readonly data: unknown;
   /** To `onMessage` of `startRanks`. */
-  emit(message: unknown): void;
+  readonly emit: (message: unknown) => void;
 }
 
 /**
