@@ -191,10 +191,10 @@ describe("chat", () => {
   );
   test("calls and results of a conversation go through the template", async () => {
     const call = { id: "call_1", type: "function", function: { name: "clock", arguments: "{}" } } as const;
-    const messages = [
+    const messages: OpenAI.ChatCompletionMessageParam[] = [
       user("Time?"),
-      { role: "assistant", content: null, tool_calls: [call] } as const,
-      { role: "tool", tool_call_id: "call_1", content: "noon" } as const,
+      { role: "assistant", content: null, tool_calls: [call] },
+      { role: "tool", tool_call_id: "call_1", content: "noon" },
     ];
     const { choices, usage } = await client.chat.completions.create({ ...greedy, messages, tools: [...tools], max_tokens: 4 });
     expect(choices[0]?.message.content).not.toBe("");
