@@ -51,6 +51,7 @@ export {
 export { AdamW, learningRateAt, parseSchedule, type Schedule } from "../optim/index.ts";
 export { quickstart, type QuickstartSummary } from "../quickstart/index.ts";
 export { ServingEngine, type GenerationEvent, type GenerationRequest, type ServingOptions, type ServingStats } from "../serve/index.ts";
+export { makeLog, startServer, type RunningServer, type ServeOptions } from "../server/index.ts";
 export { Engine, Tape, Tensor } from "../tensor/index.ts";
 export { encodeChat, renderChat, type ChatMessage } from "../tokenizer/chat.ts";
 export type { Tokenizer } from "../tokenizer/tokenizer.ts";
