@@ -146,7 +146,8 @@ export function attentionPagedForward(
     const dense = new Float64Array(S * width);
     for (let s = 0; s < S; s++) {
       const row = at(table, Math.floor(s / pageRows)) * pageRows + (s % pageRows);
-      if (row >= P) throw new MoeError("internal", `reference attention: block ${Math.floor(s / pageRows)} is beyond the ${P} rows of keys`);
+      if (row >= P)
+        throw new MoeError("internal", `reference attention: block ${Math.floor(s / pageRows)} is beyond the ${P} rows of keys`);
       dense.set(rows.subarray(row * stride, row * stride + width), s * width);
     }
     const to = memory.alloc(dense.length * dtypeBytes[dtype === dtypeCodes.f32 ? "f32" : "bf16"]);
