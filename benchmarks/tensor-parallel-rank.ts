@@ -13,6 +13,8 @@ await runRank(({ engine, communicator, data }) => {
   const before = engine.backend.liveBytes;
   // Copied, so that the backend counts it.
   using model = loadModel(engine, path, { dtype: "bf16", mapped: false, shard: { group: new TensorGroup(engine, communicator), shares } });
-  using _cache = new KvCache(engine, model.cacheConfig, { numSequences: 1, capacity: cacheTokens, dtype: "bf16" });
-  return engine.backend.liveBytes - before;
+  using cache = new KvCache(engine, model.cacheConfig, { numSequences: 1, capacity: cacheTokens, dtype: "bf16" });
+  const held = engine.backend.liveBytes - before;
+  cache.truncate(0);
+  return held;
 });

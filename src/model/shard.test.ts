@@ -100,7 +100,7 @@ test("scales of a part are those of its weights, in every layout and dimension",
     const scales = Float32Array.from({ length: E * rows * columns }, (_, i) => i);
     /** The scale of weight (e, n, k) of matrices [N, K]. */
     const scaleOf = (all: Float32Array, sizes: readonly number[], e: number, n: number, k: number): number => {
-      const [height = 1, width = 1] =
+      const [height, width] =
         scaling === "block128"
           ? [Math.ceil((sizes[0] ?? 0) / 128), Math.ceil((sizes[1] ?? 0) / 128)]
           : [scaling === "channel" ? (sizes[0] ?? 0) : 1, 1];

@@ -88,11 +88,11 @@ export class LocalCommunicator implements Communicator {
   }
   /** The sums of n f32 of all slots into the result slot, which every rank may then read. */
   #reduce(n: number): void {
-    this.#barrier.wait("all-reduce");
+    this.#barrier.wait("all-reduce", n);
     const parts = Array.from({ length: this.size }, (_, r) => this.#floats(r, n));
     const { start, end } = partition(n, equalSpeeds(this.size))[this.rank] ?? { start: 0, end: 0 };
     addUp(this.#floats(this.size, n), parts, start, end);
-    this.#barrier.wait("all-reduce");
+    this.#barrier.wait("all-reduce", n);
   }
 
   allGather(out: Ptr, ptr: Ptr, byteLengths: readonly number[]): void {
@@ -104,7 +104,7 @@ export class LocalCommunicator implements Communicator {
     for (let from = 0; from < longest; from += slotBytes) {
       const lengthOf = (r: number): number => Math.max(0, Math.min(slotBytes, (byteLengths[r] ?? 0) - from));
       this.#put(ptr + from, lengthOf(this.rank));
-      this.#barrier.wait("all-gather");
+      this.#barrier.wait("all-gather", longest);
       let at = out + from;
       for (let r = 0; r < this.size; r++) {
         this.#take(at, r, lengthOf(r));
@@ -120,7 +120,7 @@ export class LocalCommunicator implements Communicator {
     for (let from = 0; from < byteLength; from += slotBytes) {
       const n = Math.min(slotBytes, byteLength - from);
       if (this.rank === root) this.#put(ptr + from, n);
-      this.#barrier.wait("broadcast");
+      this.#barrier.wait("broadcast", byteLength);
       if (this.rank !== root) this.#take(ptr + from, root, n);
       this.#turn = this.#turn === 0 ? 1 : 0;
     }
@@ -138,7 +138,7 @@ export class LocalCommunicator implements Communicator {
         header[0] = total;
         this.#bytes(root, slotBytes).set(bytes.subarray(from, from + room), 8);
       }
-      this.#barrier.wait("share");
+      this.#barrier.wait("share", from);
       total = header[0] ?? 0;
       pieces.push(this.#bytes(root, slotBytes).slice(8, 8 + Math.min(room, total - from)));
       from += room;
@@ -149,7 +149,7 @@ export class LocalCommunicator implements Communicator {
   }
 
   barrier(): void {
-    this.#barrier.wait("barrier");
+    this.#barrier.wait("barrier", 0);
   }
   abort(message: string): void {
     this.#barrier.abort(message);

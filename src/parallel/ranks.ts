@@ -114,7 +114,7 @@ function rankResult(
       else if (report.type === "result") result = { value: report.result };
       else {
         failed = true;
-        fail(rank, new MoeError(report.kind ?? "internal", report.message));
+        fail(rank, new MoeError(report.kind ?? "internal", `rank ${rank}: ${report.message}`));
       }
     });
     worker.on("error", (error) => {

@@ -8,12 +8,16 @@
  */
 import { MoeError } from "../util/errors.ts";
 
-/** Int32 fields, then the generation that each rank reached, then the message. */
+/** What ranks meet for. */
+export const operations = ["barrier", "all-reduce", "all-gather", "broadcast", "share"] as const;
+export type OperationName = (typeof operations)[number];
+
+/** Int32 fields, then the generation that each rank reached, then what each came for (its place above, and a size), then the message. */
 const field = { generation: 0, arrived: 1, aborted: 2, messageBytes: 3, ranks: 4 } as const;
 const messageBytes = 1024;
 
 export function controlBytes(size: number): number {
-  return 4 * (field.ranks + size) + messageBytes;
+  return 4 * (field.ranks + 3 * size) + messageBytes;
 }
 
 export interface BarrierOptions {
@@ -32,7 +36,7 @@ export class SharedBarrier {
   /** `control` has `controlBytes(size)` bytes, zeros at first, the same for all ranks. */
   constructor(control: SharedArrayBuffer, options: BarrierOptions) {
     this.options = options;
-    this.#fields = new Int32Array(control, 0, field.ranks + options.size);
+    this.#fields = new Int32Array(control, 0, field.ranks + 3 * options.size);
     this.#message = new Uint8Array(control, this.#fields.byteLength, messageBytes);
   }
 
@@ -44,14 +48,20 @@ export class SharedBarrier {
     throw new MoeError("communication", text === "" ? "the group was ended" : text);
   }
 
-  /** Returns when all ranks are here. `operation` is for the message of who waits in vain. */
-  wait(operation: string): void {
+  /**
+   * Returns when all ranks are here, for the same operation of the same size: a rank that left a computation by an error of its own, and
+   * goes on elsewhere, would otherwise take others' bytes for what they are not. Throws `communication`.
+   */
+  wait(operation: OperationName, elements: number): void {
     this.check();
     const { rank, size, spins, timeoutMs } = this.options;
     const fields = this.#fields;
     const before = Atomics.load(fields, field.generation);
     Atomics.store(fields, field.ranks + rank, before + 1);
+    Atomics.store(fields, field.ranks + size + rank, operations.indexOf(operation));
+    Atomics.store(fields, field.ranks + 2 * size + rank, elements | 0);
     if (Atomics.add(fields, field.arrived, 1) === size - 1) {
+      this.#compare();
       Atomics.store(fields, field.arrived, 0);
       Atomics.add(fields, field.generation, 1);
       Atomics.notify(fields, field.generation);
@@ -65,6 +75,20 @@ export class SharedBarrier {
     }
     if (Atomics.wait(fields, field.generation, before, timeoutMs) === "timed-out") this.#giveUp(operation, before);
     this.check();
+  }
+  /** By the last to arrive. */
+  #compare(): void {
+    const { size } = this.options;
+    const came = (r: number): string =>
+      `${operations[Atomics.load(this.#fields, field.ranks + size + r)]} of ${Atomics.load(this.#fields, field.ranks + 2 * size + r)}`;
+    for (let r = 1; r < size; r++) {
+      const same = [1, 2].every(
+        (row) => Atomics.load(this.#fields, field.ranks + row * size + r) === Atomics.load(this.#fields, field.ranks + row * size),
+      );
+      if (same) continue;
+      this.abort(`ranks are at different places: rank 0 in ${came(0)}, rank ${r} in ${came(r)}`);
+      this.check();
+    }
   }
   #giveUp(operation: string, before: number): void {
     if (Atomics.load(this.#fields, field.generation) !== before) return;

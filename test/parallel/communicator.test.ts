@@ -89,6 +89,15 @@ test(
   patience,
 );
 
+test(
+  "ranks that are at different places do not take each other's bytes",
+  async () => {
+    const lost = run(3, [{ type: "absent", rank: 1, how: "elsewhere" }]);
+    await expect(lost).rejects.toThrow("ranks are at different places: rank 0 in barrier of 0, rank 1 in share of 0");
+  },
+  patience,
+);
+
 test("a group that was ended lets nobody wait", () => {
   const reference = createReferenceBackend();
   const communicator = new LocalCommunicator(reference, createLocalGroup(2), { rank: 0, spins: 0, timeoutMs: 60_000 });

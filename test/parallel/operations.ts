@@ -10,7 +10,7 @@ export type Operation =
   | { readonly type: "share"; readonly length: number; readonly root: number }
   | { readonly type: "barriers"; readonly count: number }
   /** One rank does not come. */
-  | { readonly type: "absent"; readonly rank: number; readonly how: "throws" | "exits" | "sleeps" };
+  | { readonly type: "absent"; readonly rank: number; readonly how: "throws" | "exits" | "sleeps" | "elsewhere" };
 
 /** What rank r puts in: bits of f32 or bf16, or bytes. */
 export function inputOf(operation: Operation, rank: number, index: number): Uint8Array<ArrayBuffer> {
@@ -64,6 +64,7 @@ export function runOperation(backend: Backend, communicator: Communicator, opera
       case "absent":
         if (communicator.rank !== operation.rank) communicator.barrier();
         else if (operation.how === "throws") throw new Error("this rank gives up");
+        else if (operation.how === "elsewhere") communicator.share(input, communicator.rank);
         else if (operation.how === "exits") process.exit(3);
         else Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 3000);
         return result;
