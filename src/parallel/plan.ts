@@ -13,7 +13,7 @@
 import { hasExperts, type ModelConfig } from "../config/model.ts";
 import { MoeError } from "../util/errors.ts";
 import { equalSpeeds, intervalLength, partition, type Interval } from "../util/partition.ts";
-import { paddedMemory, rankMemory, type MemoryFormat, type RankMemory } from "./rank-memory.ts";
+import { paddedHeads, paddedMemory, rankMemory, type MemoryFormat, type RankMemory } from "./rank-memory.ts";
 import { kvHeadsOf, type ExpertMode, type RankShare } from "./share.ts";
 
 export interface TensorParallelOptions {
@@ -60,6 +60,8 @@ interface Part {
   readonly label: string;
   readonly total: number;
   readonly unit: number;
+  /** Elements of each rank where the count is padded. */
+  readonly padded: number;
   /** Weights that a token reads of one element, in all layers. */
   readonly cost: number;
   /** Weights that a rank holds of one element, in all layers. */
@@ -108,7 +110,7 @@ function attempt(
       0,
     ) / ideal;
   const slowdown = time(({ name }, r) => lengthAt(cuts[name], r));
-  const paddedSlowdown = time(({ total, unit }) => unit * Math.ceil(total / unit / weights.length));
+  const paddedSlowdown = time(({ padded }) => padded);
   const padded = paddedMemory(config, weights.length, ranks[0]?.share ?? shareOf(config, cuts, 0), options.format);
   const plan = { mode, weights, ranks, slowdown, paddedSlowdown, padded };
   return { ...plan, notes: notesOf(parts, cuts, plan) };
@@ -125,6 +127,7 @@ function partsOf(config: ModelConfig, mode: ExpertMode, { ranks, ffnUnit, format
     label,
     total,
     unit,
+    padded: name === "heads" ? paddedHeads(config, ranks) : unit * Math.ceil(total / unit / ranks),
     held,
     cost: held * used,
   });
@@ -237,10 +240,10 @@ function notesOf(parts: readonly Part[], cuts: Cuts, plan: Omit<TensorParallelPl
   if (P === 1 || weights.some((weight) => weight !== weights[0])) return [];
   const notes = parts
     .filter(({ total, unit }) => unit === 1 && total < 1024 && total % P !== 0)
-    .map(({ name, label, total }) => {
+    .map(({ name, label, total, padded: each }) => {
       const shares = weights.map((_, r) => lengthAt(cuts[name], r));
-      const multiple = P * Math.ceil(total / P);
-      const faster = Math.max(...shares) < Math.ceil(total / P);
+      const multiple = P * each;
+      const faster = Math.max(...shares) < each;
       const time = faster ? "a shorter critical path than" : "the same critical path as";
       return `${total} ${label} over ${P} equal ranks as [${shares.join(", ")}]: ${time} padding to ${multiple}, ${percent(1 - total / multiple)} less memory for them`;
     });

@@ -78,10 +78,14 @@ export function rankMemory(config: ModelConfig, share: RankShare, format: Memory
 }
 
 /**
- * What each rank would need if every count were padded with zeros to a multiple of the ranks, as engines do that cut evenly only.
- * Key-value heads are padded with their query heads: where they do not divide, a rank holds ceil(numKvHeads / ranks) or, with fewer
- * of them than ranks, one.
+ * Query heads of a rank where heads are padded: key-value heads to a multiple of the ranks, each with all its query heads, because a rank that
+ * is like all others has whole groups.
  */
+export function paddedHeads({ numHeads, numKvHeads }: Pick<ModelConfig, "numHeads" | "numKvHeads">, ranks: number): number {
+  return (numHeads / numKvHeads) * Math.ceil(numKvHeads / ranks);
+}
+
+/** What each rank would need if every count were padded with zeros to a multiple of the ranks, as engines do that cut evenly only. */
 export function paddedMemory(config: ModelConfig, ranks: number, { experts, expertColumns }: RankShare, format: MemoryFormat): RankMemory {
   const even = (count: number): { start: number; end: number } => ({ start: 0, end: Math.ceil(count / ranks) });
   const { moe } = config;
@@ -89,7 +93,7 @@ export function paddedMemory(config: ModelConfig, ranks: number, { experts, expe
   return rankMemory(
     config,
     {
-      heads: even(config.numHeads),
+      heads: { start: 0, end: paddedHeads(config, ranks) },
       kvHeads: even(config.numKvHeads),
       ffn: even(config.ffnSize),
       sharedFfn: even(moe?.sharedExpert?.ffnSize ?? 0),
