@@ -266,7 +266,7 @@ class Quantizer implements Disposable {
   #scales(planned: Planned): Float32Array {
     const { name } = planned.piece;
     const largest = this.#largest(planned);
-    if (this.#options.layout === "skywork" && /\.w1\.weight$/.test(name)) {
+    if (this.#options.layout === "skywork" && name.endsWith(".w1.weight")) {
       const partner = this.#plan.find(({ piece }) => piece.name === name.replace(/\.w1\.weight$/, ".w3.weight"));
       if (partner?.quantized === true) {
         const shared = this.#largest(partner).map((value, i) => Math.max(value, largest[i] ?? 0));
