@@ -243,12 +243,13 @@ describe("experts", () => {
 describe("the end", () => {
   test("lets what is under way finish, takes nothing new, and leaves the engine's thread ended", async () => {
     const ending = await serveTiny(folder);
-    const under = post(ending, "/v1/completions", { ...long, max_tokens: 200 });
-    await until(() => ending.engine.stats.running === 1);
+    // Long enough to be seen running: one short answer may be over before its running is told.
+    const under = post(ending, "/v1/completions", { ...long, n: 16, max_tokens: 480 });
+    await until(() => ending.engine.stats.running > 0);
     const closed = ending.close();
     await until(async () => (await fetch(`${ending.url}/health`)).status === 503);
     expect(errorOf(await post(ending, "/v1/completions", { prompt: "a" }))).toMatchObject({ status: 503, code: "shutting_down" });
-    expect(await under).toMatchObject({ status: 200, body: { usage: { completion_tokens: 200 } } });
+    expect(await under).toMatchObject({ status: 200, body: { usage: { completion_tokens: 16 * 480 } } });
     await closed;
     await expect(fetch(`${ending.url}/health`)).rejects.toThrow();
   });
