@@ -95,7 +95,7 @@ MOE_GEMV_FP8_ALL(1)
 static gemv_fp8_function *gemv_fp8_choose(ptrdiff_t rows, int blocks, int together) {
   static gemv_fp8_function *const plain[] = MOE_GEMV_FP8_NAMES(0), *const scaled[] = MOE_GEMV_FP8_NAMES(1);
   static gemv_fp8_function *const plainTogether[] = MOE_GEMV_FP8_TOGETHER(0), *const scaledTogether[] = MOE_GEMV_FP8_TOGETHER(1);
-  if (together) return (blocks ? scaledTogether : plainTogether)[rows - 1];
-  return (blocks ? scaled : plain)[rows - 1];
+  if (together) return blocks ? scaledTogether[rows - 1] : plainTogether[rows - 1];
+  return blocks ? scaled[rows - 1] : plain[rows - 1];
 }
 #endif
