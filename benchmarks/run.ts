@@ -14,9 +14,11 @@ import { efforts, type Row } from "./measure.ts";
 import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
 import { moeRows } from "./moe.ts";
+import { tensorParallelRows } from "./tensor-parallel.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-const themes = { engine: engineRows, moe: moeRows } as const;
+/** `inference` has the rows on memory so far. */
+const themes = { engine: engineRows, moe: moeRows, inference: tensorParallelRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;

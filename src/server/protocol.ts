@@ -2,6 +2,8 @@
  * What the main thread (HTTP) and the engine's thread say to each other: plain data that structured cloning carries. Everything that costs
  * time is on the engine's side: templates, tokenizing, schemas, the model.
  */
+import type { SamplingOptions } from "../generate/index.ts";
+import type { ServingStats } from "../serve/index.ts";
 import type { ErrorData } from "./errors.ts";
 
 /** How the engine's thread opens a model. */
@@ -57,14 +59,8 @@ export type PromptSource =
 /** What the text has to be. */
 export type OutputFormat = { readonly kind: "json-object" } | { readonly kind: "json-schema"; readonly schema: unknown };
 
-export interface SamplingFields {
-  readonly temperature: number;
-  readonly topP: number;
-  readonly topK: number;
-  readonly minP: number;
-  readonly repetitionPenalty: number;
-  readonly frequencyPenalty: number;
-  readonly presencePenalty: number;
+/** As the sampler takes it, but for the map, which is sent as pairs. */
+export interface SamplingFields extends Omit<SamplingOptions, "logitBias"> {
   readonly logitBias: readonly (readonly [number, number])[];
 }
 
@@ -152,20 +148,7 @@ export interface CallResults {
 }
 
 /** The engine's counters, as the main thread last heard of them. */
-export interface EngineStats {
-  readonly running: number;
-  readonly waiting: number;
-  readonly blocksTotal: number;
-  readonly blocksUsed: number;
-  readonly blocksIdle: number;
-  readonly steps: number;
-  readonly computedTokens: number;
-  readonly generatedTokens: number;
-  readonly promptTokens: number;
-  readonly cachedPromptTokens: number;
-  readonly preemptions: number;
-  readonly draftedTokens: number;
-  readonly acceptedTokens: number;
+export interface EngineStats extends ServingStats {
   /** Bytes of tensors that are alive. */
   readonly liveBytes: number;
 }

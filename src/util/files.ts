@@ -14,6 +14,7 @@ import * as fs from "node:fs";
 import * as path from "node:path";
 import { randomBytes } from "node:crypto";
 import { fileError, MoeError } from "./errors.ts";
+import { isProcessRunning } from "./process.ts";
 
 /** Error codes that mean the disk refused, not that the path is wrong. */
 const DISK_PROBLEMS: ReadonlyMap<string, string> = new Map([
@@ -136,21 +137,11 @@ export function removeTemporaries(directory: string, name?: string): number {
   for (const entry of fs.readdirSync(directory)) {
     const [, target, pid] = /^\.(.+)\.(\d+)-[0-9a-f]{8}\.tmp$/.exec(entry) ?? [];
     if (target === undefined || (name !== undefined && target !== name)) continue;
-    if (Number(pid) !== process.pid && isRunning(Number(pid))) continue;
+    if (Number(pid) !== process.pid && isProcessRunning(Number(pid))) continue;
     fs.rmSync(path.join(directory, entry), { recursive: true, force: true });
     count++;
   }
   return count;
-}
-
-function isRunning(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    // EPERM: somebody else's process, which does run.
-    return (error as NodeJS.ErrnoException).code !== "ESRCH";
-  }
 }
 
 /**

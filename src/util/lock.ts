@@ -8,6 +8,7 @@ import { hostname } from "node:os";
 import { join } from "node:path";
 import { fileError, MoeError } from "./errors.ts";
 import { systemError, temporaryName } from "./files.ts";
+import { isProcessRunning } from "./process.ts";
 
 interface Holder {
   readonly pid: number;
@@ -72,12 +73,7 @@ function parsed(path: string, content: string): Holder | null {
 function isRunning(holder: Holder | null): holder is Holder {
   if (holder === null) return false;
   if (holder.host !== hostname()) return true;
-  try {
-    process.kill(holder.pid, 0);
-  } catch (error) {
-    // EPERM: somebody else's process, which does run.
-    if ((error as NodeJS.ErrnoException).code === "ESRCH") return false;
-  }
+  if (!isProcessRunning(holder.pid)) return false;
   const started = startOf(holder.pid);
   return holder.started === null || started === null || started === holder.started;
 }
