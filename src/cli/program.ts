@@ -1,45 +1,42 @@
 /**
  * The command line: argument parsing only. Every verb is a file in `commands/` that adds itself to the program and calls the
  * library; exit codes are 0 success, 1 failure, 2 wrong usage.
+ *
+ * A verb's file is imported when it is asked for (all are, for the help and for a verb that nobody knows): `moe plan` answers before the
+ * compute engine and the server would have been read.
  */
 import { Command, CommanderError } from "commander";
 import { MoeError } from "../util/errors.ts";
-import { addChat } from "./commands/chat.ts";
-import { addDoctor } from "./commands/doctor.ts";
-import { addEval } from "./commands/eval.ts";
-import { addExport } from "./commands/export.ts";
-import { addGenerate } from "./commands/generate.ts";
-import { addInspect } from "./commands/inspect.ts";
-import { addPull } from "./commands/pull.ts";
-import { addQuantize } from "./commands/quantize.ts";
-import { addQuickstart } from "./commands/quickstart.ts";
-import { addServe } from "./commands/serve.ts";
-import { addTrain } from "./commands/train.ts";
-import { addUpcycle } from "./commands/upcycle.ts";
 import { version } from "./version.ts";
 
-export function createProgram(): Command {
+type AddCommand = (program: Command) => void;
+
+/** In the order of the help. */
+const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
+  quickstart: async () => (await import("./commands/quickstart.ts")).addQuickstart,
+  doctor: async () => (await import("./commands/doctor.ts")).addDoctor,
+  pull: async () => (await import("./commands/pull.ts")).addPull,
+  inspect: async () => (await import("./commands/inspect.ts")).addInspect,
+  upcycle: async () => (await import("./commands/upcycle.ts")).addUpcycle,
+  train: async () => (await import("./commands/train.ts")).addTrain,
+  generate: async () => (await import("./commands/generate.ts")).addGenerate,
+  chat: async () => (await import("./commands/chat.ts")).addChat,
+  serve: async () => (await import("./commands/serve.ts")).addServe,
+  eval: async () => (await import("./commands/eval.ts")).addEval,
+  export: async () => (await import("./commands/export.ts")).addExport,
+  quantize: async () => (await import("./commands/quantize.ts")).addQuantize,
+};
+
+/** The program with all its verbs, or with `verb` alone where that is one. */
+export async function createProgram(verb?: string): Promise<Command> {
   const program = new Command("moe")
     .description("Mixture-of-Experts language models, end to end")
     .version(version())
     .exitOverride()
     .showSuggestionAfterError()
     .allowExcessArguments(false);
-  for (const add of [
-    addQuickstart,
-    addDoctor,
-    addPull,
-    addInspect,
-    addUpcycle,
-    addTrain,
-    addGenerate,
-    addChat,
-    addServe,
-    addEval,
-    addExport,
-    addQuantize,
-  ])
-    add(program);
+  const only = verb !== undefined && Object.hasOwn(verbs, verb) ? verbs[verb] : undefined;
+  for (const load of only === undefined ? Object.values(verbs) : [only]) (await load())(program);
   for (const command of program.commands) command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
   return program;
 }
@@ -47,7 +44,7 @@ export function createProgram(): Command {
 /** Runs the command and returns its exit code; messages go to standard error. */
 export async function runCommand(args: readonly string[]): Promise<0 | 1 | 2> {
   try {
-    await createProgram().parseAsync([...args], { from: "user" });
+    await (await createProgram(args[0])).parseAsync([...args], { from: "user" });
     return 0;
   } catch (error) {
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;

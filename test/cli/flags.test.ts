@@ -2,8 +2,8 @@
 import { expect, test } from "vitest";
 import { createProgram } from "../../src/cli/program.ts";
 
-test("verbs, arguments and options are those that were promised", () => {
-  const lines = createProgram().commands.map((command) => {
+test("verbs, arguments and options are those that were promised", async () => {
+  const lines = (await createProgram()).commands.map((command) => {
     const args = command.registeredArguments.map((argument) => (argument.required ? `<${argument.name()}>` : `[${argument.name()}]`));
     return [command.name(), ...args, ...command.options.map((option) => option.flags.split(" ").slice(0, 2).join(" "))].join(" ");
   });
@@ -23,4 +23,15 @@ test("verbs, arguments and options are those that were promised", () => {
       "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --ignore <pattern> --probe <file> --no-report --json",
     ]
   `);
+});
+
+test("a verb alone is loaded without the others, and has the same options as in the whole program", async () => {
+  const flagsOf = (program: Awaited<ReturnType<typeof createProgram>>): string[][] =>
+    program.commands.map((command) => [command.name(), ...command.options.map((option) => option.flags)]);
+  const all = flagsOf(await createProgram());
+  for (const verb of all.map(([name]) => name ?? "")) {
+    expect(flagsOf(await createProgram(verb))).toEqual(all.filter(([name]) => name === verb));
+  }
+  expect(flagsOf(await createProgram("serv"))).toEqual(all);
+  expect(flagsOf(await createProgram("constructor"))).toEqual(all);
 });
