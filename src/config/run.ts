@@ -88,6 +88,19 @@ export const runSchema = z.strictObject({
       keep: positiveInteger.default(2),
     })
     .prefault({}),
+  /** Texts written now and then, with the experts that took each token (`samples.jsonl`). */
+  samples: z
+    .strictObject({
+      /** 0: never. Otherwise also before the first step. */
+      intervalSteps: z.int().nonnegative().default(0),
+      prompts: z.array(z.string()).max(64).default([""]),
+      /** New tokens of each text. */
+      maxTokens: positiveInteger.max(4096).default(48),
+      /** 0: greedy. */
+      temperature: z.number().nonnegative().default(0.8),
+      topP: z.number().positive().max(1).default(0.95),
+    })
+    .prefault({}),
   logIntervalSteps: positiveInteger.default(1),
 });
 
@@ -142,6 +155,12 @@ export function checkAgainstModel(config: RunConfig, model: ModelConfig): string
     throw new MoeError(
       "configuration",
       `run configuration: data.sequenceLength ${sequenceLength} exceeds the model's max_position_embeddings ${model.maxPositions}`,
+    );
+  }
+  if (config.samples.intervalSteps > 0 && config.samples.maxTokens >= model.maxPositions) {
+    throw new MoeError(
+      "configuration",
+      `run configuration: samples.maxTokens ${config.samples.maxTokens} leaves no room for a prompt within the model's ${model.maxPositions} positions`,
     );
   }
   if (config.recomputeLayers > model.numLayers) {

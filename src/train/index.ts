@@ -5,5 +5,6 @@ export { describeMfu, measurePeakFlops } from "./peak.ts";
 export { readRunConfig } from "./run-folder.ts";
 export { train, type TrainEvent, type TrainOptions, type TrainResult } from "./run.ts";
 export type { LayerMetrics } from "./routing.ts";
+export type { SampleRecord } from "./samples.ts";
 export { expertSimilarity, type LayerSimilarity, type Similarity } from "./similarity.ts";
 export { Trainer, type StepMetrics, type TrainerOptions } from "./trainer.ts";

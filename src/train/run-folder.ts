@@ -33,7 +33,7 @@ export function openRunFolder(runFolder: string, resume: boolean): string | null
   try {
     removeTemporaries(join(runFolder, "checkpoints"));
     removeTemporaries(runFolder);
-    if (newest === null) rmSync(metricsPath(runFolder), { force: true });
+    if (newest === null) for (const name of Object.values(recordFiles)) rmSync(join(runFolder, name), { force: true });
   } catch (error) {
     throw systemError(runFolder, "a folder for the run", error);
   }
@@ -70,32 +70,40 @@ export function changedFields(before: unknown, after: unknown, path = ""): strin
   );
 }
 
-function metricsPath(runFolder: string): string {
-  return join(runFolder, "metrics.jsonl");
-}
+/** Files of one JSON object a line, each with a `step`. */
+const recordFiles = { metrics: "metrics.jsonl", samples: "samples.jsonl" } as const;
+export type RecordFile = keyof typeof recordFiles;
 
-/** One more line of `metrics.jsonl`. Throws `resource` on a full disk. */
-export function appendMetrics(runFolder: string, record: object): void {
-  const path = metricsPath(runFolder);
+/** One more line of `metrics.jsonl` or `samples.jsonl`. Throws `resource` on a full disk. */
+export function appendRecord(runFolder: string, file: RecordFile, record: object): void {
+  const path = join(runFolder, recordFiles[file]);
   try {
     appendFileSync(path, `${JSON.stringify(record)}\n`);
   } catch (error) {
-    throw systemError(path, "a metrics file that can be appended to", error);
+    throw systemError(path, `a ${file} file that can be appended to`, error);
   }
 }
 
-/** Drops the metrics of steps after the checkpoint at `step`, which will be made again, and a torn last line. */
-export function truncateMetrics(runFolder: string, step: number): void {
-  const path = metricsPath(runFolder);
-  if (!existsSync(path)) return;
-  const kept = readFileSync(path, "utf8")
-    .split("\n")
-    .filter((line) => {
-      try {
-        return (JSON.parse(line) as { step: number }).step <= step;
-      } catch {
-        return false;
-      }
-    });
-  writeFileAtomically(path, kept.map((line) => `${line}\n`).join(""));
+/** Drops the records of steps after the checkpoint at `step`, which will be made again, and a torn last line. */
+export function truncateRecords(runFolder: string, step: number): void {
+  for (const name of Object.values(recordFiles)) {
+    const path = join(runFolder, name);
+    if (!existsSync(path)) continue;
+    const kept = readFileSync(path, "utf8")
+      .split("\n")
+      .filter((line) => {
+        try {
+          return (JSON.parse(line) as { step: number }).step <= step;
+        } catch {
+          return false;
+        }
+      });
+    writeFileAtomically(path, kept.map((line) => `${line}\n`).join(""));
+  }
+}
+
+/** The receipt of upcycling goes where the run is, so that a run says by itself where it came from. */
+export function keepReceipt(runFolder: string, modelFolder: string): void {
+  const receipt = join(modelFolder, "upcycling.json");
+  if (existsSync(receipt)) writeFileAtomically(join(runFolder, "upcycling.json"), readFileSync(receipt));
 }

@@ -2,6 +2,8 @@
  * A training run: a folder, and everything from a configuration to a trained model in it. The folder holds
  *   config.json      the complete configuration
  *   metrics.jsonl    one line a step, and one for every evaluation and measurement of experts (docs/metrics.md)
+ *   samples.jsonl    texts with the experts of each token, where the configuration asks for them
+ *   upcycling.json   the receipt, where the run began with an upcycled model
  *   tokens/          the tokenized data, made once
  *   checkpoints/     step-<n>, each a model that every other command opens
  *   lock             the process that trains here, while it does
@@ -15,6 +17,7 @@ import { checkAgainstModel, type RunConfig } from "../config/run.ts";
 import type { Dataset } from "../data/index.ts";
 import { Decoder, loadModel } from "../model/index.ts";
 import type { Engine } from "../tensor/index.ts";
+import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
 import { lockFolder } from "../util/lock.ts";
 import { checkVocabulary } from "./batch.ts";
@@ -31,14 +34,16 @@ import { evaluate, type Evaluation } from "./evaluate.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
 import {
-  appendMetrics,
+  appendRecord,
   changedFields,
+  keepReceipt,
   makeRunFolder,
   openRunFolder,
   readRunConfig,
-  truncateMetrics,
+  truncateRecords,
   writeRunConfig,
 } from "./run-folder.ts";
+import { writeSamples } from "./samples.ts";
 import type { LayerSimilarity } from "./similarity.ts";
 import { TimeLeft } from "./time-left.ts";
 import { runTokenizer } from "./tokenizer.ts";
@@ -114,11 +119,17 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
     const { tensors } = trainer.optimizer.state();
     readOptimizerTensors(checkpoint, tensors);
     trainer.optimizer.loadState({ step: state.optimizerStep, tensors });
-    truncateMetrics(runFolder, state.training.step);
-  } else if (config.model.from !== undefined) takeCarriedOptimizer(config.model.from, trainer, onEvent);
+    truncateRecords(runFolder, state.training.step);
+  } else if (config.model.from !== undefined) {
+    takeCarriedOptimizer(config.model.from, trainer, onEvent);
+    keepReceipt(runFolder, config.model.from);
+  }
   writeRunConfig(runFolder, config);
-  return await new Run(options, trainer, data, checkpoint, (folder) => {
-    copyTokenizer(tokenizerPath, folder, tokenizer);
+  return await new Run(options, trainer, data, checkpoint, {
+    tokenizer,
+    write: (folder) => {
+      copyTokenizer(tokenizerPath, folder, tokenizer);
+    },
   }).toTheEnd();
 }
 
@@ -131,23 +142,29 @@ function takeCarriedOptimizer(from: string, { optimizer }: Trainer, onEvent: Tra
   onEvent?.({ type: "warning", message: `the optimizer begins with the state of ${step} updates that upcycling carried over (${from})` });
 }
 
+/** The tokenizer of a run, and how it gets into a checkpoint. */
+interface RunTokenizer {
+  readonly tokenizer: Tokenizer;
+  readonly write: (folder: string) => void;
+}
+
 /** The loop around the trainer's steps. */
 class Run {
   readonly #options: TrainOptions;
   readonly #trainer: Trainer;
   readonly #data: RunData;
-  readonly #writeTokenizer: (folder: string) => void;
+  readonly #tokenizer: RunTokenizer;
   readonly #evaluations: Record<string, Evaluation> = {};
   readonly #timeLeft: TimeLeft;
   /** The checkpoint of the state as it is now, if there is one. */
   #saved: string | null;
 
-  constructor(options: TrainOptions, trainer: Trainer, data: RunData, saved: string | null, writeTokenizer: (folder: string) => void) {
+  constructor(options: TrainOptions, trainer: Trainer, data: RunData, saved: string | null, tokenizer: RunTokenizer) {
     this.#options = options;
     this.#trainer = trainer;
     this.#data = data;
     this.#saved = saved;
-    this.#writeTokenizer = writeTokenizer;
+    this.#tokenizer = tokenizer;
     this.#timeLeft = new TimeLeft(
       options.config,
       Array.from(data.validation.values(), (set) => set.numSequences),
@@ -159,7 +176,10 @@ class Run {
     const trainer = this.#trainer;
     const { forcedBalance } = trainer;
     onEvent?.({ type: "start", state: trainer.state, numSteps: config.numSteps, peakFlops: trainer.peakFlops ?? 0, forcedBalance });
-    if (trainer.state.step === 0) this.#measureSimilarity();
+    if (trainer.state.step === 0) {
+      this.#measureSimilarity();
+      this.#sample();
+    }
     while (trainer.state.step < config.numSteps && signal?.aborted !== true) {
       const metrics = trainer.step();
       this.#saved = null;
@@ -169,6 +189,7 @@ class Run {
       // Lets signals and streams be heard between steps, and between a step and an evaluation.
       await nextTurn();
       this.#measureSimilarity();
+      this.#sample();
       if (metrics.step < config.numSteps) {
         if (isDue(metrics.step, config.evaluation.intervalSteps)) await this.#evaluate();
         if (isDue(metrics.step, config.checkpoint.intervalSteps)) this.#saved = this.#save();
@@ -190,6 +211,15 @@ class Run {
     if (layers.length === 0) return;
     this.#log({ type: "similarity", step, layers });
     onEvent?.({ type: "similarity", step, layers });
+  }
+
+  /** Every `samples.intervalSteps` steps, and before the first. */
+  #sample(): void {
+    const { config, runFolder } = this.#options;
+    const { step } = this.#trainer.state;
+    if (!isDue(step, config.samples.intervalSteps)) return;
+    const records = writeSamples(this.#trainer.model, this.#tokenizer.tokenizer, config, step);
+    for (const record of records) appendRecord(runFolder, "samples", record);
   }
 
   async #evaluate(): Promise<void> {
@@ -220,14 +250,14 @@ class Run {
       coefficients: coefficients.state,
       optimizerStep: optimizer.numSteps,
     };
-    const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#writeTokenizer });
+    const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#tokenizer.write });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
     this.#timeLeft.save((performance.now() - started) / 1000);
     onEvent?.({ type: "checkpoint", folder });
     return folder;
   }
   #log(record: object): void {
-    appendMetrics(this.#options.runFolder, this.#trainer.forcedBalance ? { ...record, forcedBalance: true } : record);
+    appendRecord(this.#options.runFolder, "metrics", this.#trainer.forcedBalance ? { ...record, forcedBalance: true } : record);
   }
 }
 
