@@ -76,7 +76,7 @@ describe("samples of a run", () => {
           expect(first + second).toBeCloseTo(1, 3);
         }
     }
-    expect(Object.keys(records[0] ?? {}).sort()).toEqual(documentedKeys());
+    expect(Object.keys(records[0] ?? {}).toSorted((a, b) => a.localeCompare(b))).toEqual(documentedKeys());
   });
 
   test("change no bit of the training, and a resumed run writes the same ones", async () => {
@@ -115,5 +115,5 @@ describe("samples of a run", () => {
 function documentedKeys(): string[] {
   const text = readFileSync(join(import.meta.dirname, "../../docs/metrics.md"), "utf8").split("# Samples")[1] ?? "";
   const cells = [...text.matchAll(/^\| (`.*?`) \|/gm)].flatMap(([, cell = ""]) => [...cell.matchAll(/`(\w+)`/g)]);
-  return ["type", ...cells.map(([, key = ""]) => key)].sort();
+  return ["type", ...cells.map(([, key = ""]) => key)].toSorted((a, b) => a.localeCompare(b));
 }
