@@ -4,6 +4,7 @@
  */
 import { z } from "zod";
 import { MoeError } from "../util/errors.ts";
+import { checkLayoutBatch, checkLayoutModel, completeLayout, layoutSchema, type Layout } from "./layout.ts";
 import type { ModelConfig } from "./model.ts";
 import { checkMoeTraining, completeMoeTraining, moeTrainingSchema, type CompleteMoeTraining } from "./run-moe.ts";
 import { parseStrict } from "./strict.ts";
@@ -54,7 +55,7 @@ export const runSchema = z.strictObject({
   }),
   /** Sequences of one optimizer step, over all micro-batches. */
   batchSequences: positiveInteger,
-  /** Sequences of one forward and backward pass. Must divide `batchSequences`. */
+  /** Sequences of one forward and backward pass (of one data-parallel rank). Must divide `batchSequences`. Default: all that a rank has. */
   microBatchSequences: positiveInteger.optional(),
   numSteps: positiveInteger,
   precision: z.enum(["f32", "bf16"]).default("f32"),
@@ -70,6 +71,8 @@ export const runSchema = z.strictObject({
   }),
   schedule: schedule.prefault({}),
   moe: moeTrainingSchema.prefault({}),
+  /** How the run is spread over ranks (`layout.ts`). Default: one rank. */
+  layout: layoutSchema.prefault({}),
   /** Decoder layers whose activations are recomputed in the backward pass. */
   recomputeLayers: z.int().nonnegative().default(0),
   evaluation: z
@@ -114,7 +117,11 @@ export type DataSourceConfig = z.output<typeof dataSource>;
 /** Checks and completes a run configuration. Throws `configuration` naming every problem. */
 export function parseRunConfig(value: unknown, what = "run configuration"): RunConfig {
   const config = parseStrict(runSchema, value, what);
-  const microBatchSequences = config.microBatchSequences ?? config.batchSequences;
+  const layout = completeLayout(config.layout, `${what}: layout`);
+  if (config.batchSequences % layout.dp !== 0) {
+    throw new MoeError("configuration", `${what}: layout.dp ${layout.dp} does not divide batchSequences ${config.batchSequences}`);
+  }
+  const microBatchSequences = config.layout.microBatchSequences ?? config.microBatchSequences ?? config.batchSequences / layout.dp;
   if (config.batchSequences % microBatchSequences !== 0) {
     throw new MoeError(
       "configuration",
@@ -142,7 +149,15 @@ export function parseRunConfig(value: unknown, what = "run configuration"): RunC
   if (s.name === "wsd" && s.decaySteps === 0) {
     throw new MoeError("configuration", `${what}: schedule.name "wsd" needs schedule.decaySteps, got 0: it would be a constant schedule`);
   }
-  return { ...config, microBatchSequences, moe: completeMoeTraining(config.moe, microBatchSequences, what) };
+  const moe = completeMoeTraining(config.moe, microBatchSequences, what);
+  const { batchSequences } = config;
+  checkLayoutBatch(layout, { batchSequences, microBatchSequences, balanceGroupSequences: moe.balanceGroupSequences }, what);
+  return { ...config, microBatchSequences, moe };
+}
+
+/** The layout of a run, complete. */
+export function layoutOf({ layout }: Pick<RunConfig, "layout">): Layout {
+  return completeLayout(layout, "run configuration: layout");
 }
 
 /**
@@ -169,7 +184,7 @@ export function checkAgainstModel(config: RunConfig, model: ModelConfig): string
       `run configuration: recomputeLayers ${config.recomputeLayers} exceeds the model's ${model.numLayers} layers`,
     );
   }
-  return [...checkMoeTraining(config.moe, model, sequenceLength), ...ignoredOptions(config)];
+  return [...checkMoeTraining(config.moe, model, sequenceLength), ...checkLayoutModel(layoutOf(config), model), ...ignoredOptions(config)];
 }
 
 /** Options that differ from their default and change nothing. */
