@@ -63,6 +63,11 @@ describe("a run of a model with experts", () => {
     for (const layer of layers) expect(Object.keys(layer).sort()).toEqual(table("`layers[]`").sort());
     const similar = after?.["layers"] as Record<string, { matrix: number[][] }>[];
     expect(similar).toHaveLength(2);
+    for (const { gates } of similar as unknown as { gates: number[] }[]) {
+      expect(gates).toEqual(gates.toSorted((a, b) => b - a));
+      expect(gates.reduce((a, b) => a + b, 0)).toBeCloseTo(1, 5);
+      expect(gates).toHaveLength(4);
+    }
     for (const { layer, weights, outputs } of similar)
       expect([typeof layer, weights?.matrix.length, outputs?.matrix.flat().length]).toEqual(["number", 4, 16]);
   });

@@ -4,7 +4,7 @@ import { loadBackend } from "../backend/load.ts";
 import { Experts } from "../nn/index.ts";
 import { Engine, type Tensor } from "../tensor/index.ts";
 import { Random } from "../util/random.ts";
-import { outputSimilarity, weightSimilarity } from "./similarity.ts";
+import { outputSimilarity, sortedGates, weightSimilarity } from "./similarity.ts";
 
 const [E, F, H, T] = [3, 5, 4, 6];
 const backends = {
@@ -117,4 +117,10 @@ describe.each(Object.entries(backends))("the similarity of experts on the %s bac
       expect(weightSimilarity(experts).matrix[2]).toEqual([0, 0, 0]);
     });
   });
+});
+
+test("sorted gates are means by rank within a token, not by expert", () => {
+  const probs = Float32Array.from([0.5, 0.25, 0.25, 0.125, 0.125, 0.75]);
+  expect(sortedGates(probs, 3)).toEqual([0.625, 0.1875, 0.1875]);
+  expect(sortedGates(new Float32Array(0), 3)).toEqual([0, 0, 0]);
 });

@@ -27,22 +27,38 @@ export interface LayerSimilarity {
   readonly weights: Similarity;
   /** On the probe batch, each layer with the inputs that it really gets there. */
   readonly outputs: Similarity;
+  /** Gate probabilities of the probe's tokens, each token's sorted with the largest first, mean over tokens: E numbers. */
+  readonly gates: readonly number[];
 }
 
 /** Of every layer with experts, ascending. Dropless, without noise, off any tape. */
 export function expertSimilarity(model: Decoder, probe: TokenBatch): LayerSimilarity[] {
   const { engine } = model;
-  const layers: LayerSimilarity[] = [];
+  const alike: Omit<LayerSimilarity, "gates">[] = [];
+  const gates: number[][] = [];
   engine.withTape(null, () =>
     engine.scope(() => {
       const { batch } = toModelBatch(engine, probe);
       const observe = (layer: number, experts: Experts, x_TH: Tensor): void => {
-        layers.push({ layer, weights: weightSimilarity(experts), outputs: outputSimilarity(experts, x_TH) });
+        alike.push({ layer, weights: weightSimilarity(experts), outputs: outputSimilarity(experts, x_TH) });
       };
-      model.forwardHidden(batch, { routing: { observe } });
+      const { routing } = model.forwardHidden(batch, { routing: { observe } });
+      for (const { probs_TE } of routing) gates.push(sortedGates(probs_TE.toFloat32Array(), probs_TE.dim(1)));
     }),
   );
-  return layers;
+  return alike.map((layer, index) => ({ ...layer, gates: gates[index] ?? [] }));
+}
+
+/** E means over tokens: of the largest probability of a token, of the second largest, and so on. From probabilities [T, E]. */
+export function sortedGates(probs_TE: Float32Array, E: number): number[] {
+  const T = probs_TE.length / E;
+  const sums = new Float64Array(E);
+  for (let t = 0; t < T; t++) {
+    // A typed array sorts by number, ascending.
+    const token = probs_TE.slice(t * E, (t + 1) * E).sort();
+    for (let rank = 0; rank < E; rank++) sums[rank] = (sums[rank] ?? 0) + (token[E - 1 - rank] ?? 0);
+  }
+  return Array.from(sums, (sum) => sum / Math.max(1, T));
 }
 
 /** Of the experts' weights. */
