@@ -1,9 +1,19 @@
 /** Groups of ranks: how a model is cut over them, how they communicate, and ranks as threads of this process. */
-export type { Communicator, Traffic } from "./communicator.ts";
+export {
+  operationNames,
+  type Communicator,
+  type LinkEmulation,
+  type OperationName,
+  type Pending,
+  type SumDType,
+  type Traffic,
+  type TrafficTable,
+} from "./communicator.ts";
 export { activationDtype, columnsOf, TensorGroup } from "./group.ts";
 export { Lockstep } from "./lockstep.ts";
-export { createLocalGroup, LocalCommunicator, type LocalGroupMemory } from "./local-communicator.ts";
+export { createLocalGroup, openLocalWorld, type LocalRankMemory } from "./local.ts";
 export { describePlan, gigabytes, tensorParallelPlan, type RankPlan, type TensorParallelOptions, type TensorParallelPlan } from "./plan.ts";
 export { rankMemory, type MemoryFormat, type RankMemory, type ScaleLayout, type WeightFormat } from "./rank-memory.ts";
 export { runRank, startRanks, type RankContext, type Ranks, type RanksOptions } from "./ranks.ts";
 export { headSegments, kvHeadsOf, ownedKvHeads, wholeShare, type ExpertMode, type HeadSegment, type RankShare } from "./share.ts";
+export { addTraffic, copyTraffic, trafficSince, trafficTable } from "./traffic.ts";

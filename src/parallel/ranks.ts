@@ -18,8 +18,8 @@ import type { BackendOptions } from "../backend/environment.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError, type ErrorKind } from "../util/errors.ts";
 import type { Communicator } from "./communicator.ts";
-import { createLocalGroup, LocalCommunicator, type LocalGroupMemory } from "./local-communicator.ts";
-import { SharedBarrier } from "./shared-barrier.ts";
+import { ControlBlock } from "./control-block.ts";
+import { createLocalGroup, openLocalWorld, type LocalRankMemory } from "./local.ts";
 
 export interface RanksOptions {
   readonly size: number;
@@ -45,8 +45,7 @@ export interface Ranks {
 }
 
 interface RankInit {
-  readonly rank: number;
-  readonly memory: LocalGroupMemory;
+  readonly memory: LocalRankMemory;
   readonly data: unknown;
   readonly spins: number;
   readonly timeoutMs: number;
@@ -65,22 +64,22 @@ export function startRanks({ size, entry, data, timeoutMs = 600_000, backend, on
   if (!Number.isSafeInteger(size) || size < 1) throw new MoeError("configuration", `ranks: expected at least 1, got ${size}`);
   const memory = createLocalGroup(size);
   const cores = availableParallelism();
-  const barrier = new SharedBarrier(memory.control, { rank: 0, size, spins: 0, timeoutMs });
-  const workers = Array.from({ length: size }, (_, rank) => {
+  const control = new ControlBlock(memory[0]?.control ?? new SharedArrayBuffer(0), size);
+  const workers = memory.map((own) => {
     const init: RankInit = {
-      rank,
-      memory,
+      memory: own,
       data,
       timeoutMs,
       spins: size <= cores ? spins : 0,
       backend: { numThreads: Math.max(1, Math.floor(cores / size)), ...backend },
     };
-    return new Worker(entry, { workerData: init, execArgv: [] });
+    const transferList = own.ports.filter((port) => port !== null);
+    return new Worker(entry, { workerData: init, transferList, execArgv: [] });
   });
   const errors: Error[] = [];
   const fail = (rank: number, error: Error): void => {
     errors.push(error);
-    barrier.abort(`rank ${rank} failed: ${error.message}`);
+    control.abort(`rank ${rank} failed: ${error.message}`);
   };
   const ended = workers.map((worker, rank) => rankResult(worker, rank, fail, onMessage));
   const results = Promise.all(ended).then((list) => {
@@ -93,7 +92,7 @@ export function startRanks({ size, entry, data, timeoutMs = 600_000, backend, on
     results,
     abort: (message) => {
       errors.unshift(new MoeError("communication", message));
-      barrier.abort(message);
+      control.abort(message);
     },
     post: (rank, message) => workers[rank]?.postMessage(message),
   };
@@ -148,10 +147,11 @@ export async function runRank(body: (context: RankContext) => unknown): Promise<
   if (port === null || init === null || typeof init !== "object" || !("memory" in init))
     throw new MoeError("internal", "runRank: this thread is no rank, it was not started by startRanks");
   const report = (message: RankReport): void => port.postMessage(message);
-  const barrier = new SharedBarrier(init.memory.control, { ...init, size: init.memory.size });
+  const { rank, size } = init.memory;
+  const control = new ControlBlock(init.memory.control, size);
   try {
     using engine = new Engine(await loadBackend(init.backend));
-    const communicator = new LocalCommunicator(engine.backend, init.memory, init);
+    const communicator = openLocalWorld(engine.backend, init.memory, init);
     const result: unknown = await body({
       communicator,
       engine,
@@ -162,7 +162,7 @@ export async function runRank(body: (context: RankContext) => unknown): Promise<
   } catch (error) {
     const text = error instanceof Error ? error.message : String(error);
     // First the others, who may be waiting; then whoever started us.
-    barrier.abort(`rank ${init.rank} failed: ${text}`);
+    control.abort(`rank ${rank} failed: ${text}`);
     const kind = error instanceof MoeError ? error.kind : null;
     report({ type: "error", kind, message: kind === null && error instanceof Error ? (error.stack ?? text) : text });
   } finally {
