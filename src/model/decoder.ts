@@ -20,22 +20,41 @@ import {
 } from "../nn/index.ts";
 import { embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
+import { intervalLength, type Interval } from "../util/partition.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
-import { initialParameters, parameterSpecs, type ModelDType } from "./parameters.ts";
+import { initialParameters, parameterSpecs, type ModelDType, type ParameterSpec } from "./parameters.ts";
 import { cacheConfigOf, embedShard, ownShare, shardLogits, shardSpecs, type ModelShard } from "./shard.ts";
+import { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 
 /** Keys and values of earlier tokens, layer by layer. */
 export interface DecoderCache {
   layer(index: number): LayerCache;
 }
 
+/** What a decoder has of its model. Default: all of it. */
+export interface DecoderParts {
+  /** Its parts of each parameter, as a rank of a group. */
+  readonly shard?: ModelShard | null;
+  /** Its layers, as a stage of a pipeline (`span.ts`). */
+  readonly layers?: Interval;
+}
+
+export interface InitializeOptions {
+  readonly dtype: ModelDType;
+  readonly seed: number;
+  /** Of these layers only (`DecoderParts`). */
+  readonly layers?: Interval;
+}
+
 export interface ForwardOptions {
+  /** [T, H]: hidden states of the layer before the decoder's first. Needed exactly where that is not the model's first. */
+  readonly hidden?: Tensor;
   /** The cache (`KvCache`, `PagedCache`) whose `extend` made the batch. No gradient flows through it. */
   readonly cache?: DecoderCache;
   /** Balance groups, capacity, padding and noise for the routers. Training only; absent: dropless, all tokens, no noise. */
   readonly routing?: RoutingContext;
-  /** Layers, from the first, whose activations are recomputed in the backward pass. */
+  /** Layers, from the decoder's first, whose activations are recomputed in the backward pass. */
   readonly recomputeLayers?: number;
   /** Called after each layer with the hidden states [T, H], which are valid during the call. */
   readonly onLayer?: (x_TH: Tensor, layer: number) => void;
@@ -46,7 +65,7 @@ export interface LayerRouting extends Routing {
   readonly layer: number;
 }
 export interface HiddenOutput {
-  /** [T, H] after the final norm, in the model's dtype. */
+  /** [T, H] after the final norm (without the model's last layer: after the last there is), in the model's dtype. */
   readonly hidden_TH: Tensor;
   /** One entry a layer with experts, ascending. */
   readonly routing: readonly LayerRouting[];
@@ -69,41 +88,47 @@ export class Decoder implements Disposable {
   readonly dtype: ModelDType;
   /** All parameters by our names, in the order of `parameterSpecs`. Owned by the decoder. */
   readonly parameters: ReadonlyMap<string, Tensor>;
-  readonly #layers: readonly Block[];
-  readonly #norm: RmsNorm;
-  readonly #embedding: Tensor;
-  readonly #head: Tensor;
+  /** The model's layers that this decoder has: all, but for a pipeline stage. */
+  readonly layers: Interval;
+  readonly #blocks: readonly Block[];
+  /** Null: on another stage. */
+  readonly #norm: RmsNorm | null;
+  readonly #embedding: Tensor | null;
+  readonly #head: Tensor | null;
   readonly #rotary: RotaryEmbedding;
   readonly #shard: ModelShard | null;
 
-  /** Takes over `parameters`, which must be those of `parameterSpecs(config, dtype)` (of a rank: its parts of them, `shardSpecs`); throws `shape` otherwise. */
+  /** Takes over `parameters`, which must be those of `parameterSpecs(config, dtype)` (of a part of the model: `decoderSpecs`); throws `shape` otherwise. */
   constructor(
     engine: Engine,
     config: ModelConfig,
     dtype: ModelDType,
     parameters: ReadonlyMap<string, Tensor>,
-    shard: ModelShard | null = null,
+    { shard = null, layers = wholeSpan(config) }: DecoderParts = {},
   ) {
     const map = new ParameterMap(parameters);
-    const specs = parameterSpecs(config, dtype);
-    map.check(shard === null ? specs : shardSpecs(specs, config, ownShare(shard)));
+    map.check(decoderSpecs(config, dtype, { shard, layers }));
     this.#shard = shard;
     this.engine = engine;
     this.config = config;
     this.dtype = dtype;
     this.parameters = parameters;
-    this.#embedding = map.get("embedding.weight");
-    this.#head = config.tiedEmbeddings ? this.#embedding : map.get("head.weight");
-    this.#layers = Array.from({ length: config.numLayers }, (_, layer) => buildLayer(map, config, layer, shard));
-    this.#norm = new RmsNorm(map.get("norm.weight"), config.normEps);
+    this.layers = layers;
+    const [isFirst, isLast] = [isFirstSpan(layers), isLastSpan(layers, config)];
+    this.#embedding = isFirst ? map.get("embedding.weight") : null;
+    this.#head = isLast ? map.get(config.tiedEmbeddings ? "embedding.weight" : "head.weight") : null;
+    this.#blocks = Array.from({ length: intervalLength(layers) }, (_, i) => buildLayer(map, config, layers.start + i, shard));
+    this.#norm = isLast ? new RmsNorm(map.get("norm.weight"), config.normEps) : null;
     const { ropeTheta: theta, headDim, ropeScaling: scaling, maxPositions } = config;
     this.#rotary = new RotaryEmbedding(engine, { theta, headDim, scaling, maxPositions });
   }
 
-  /** A model with fresh weights (see `initialParameters`). */
-  static initialize(engine: Engine, config: ModelConfig, { dtype, seed }: { dtype: ModelDType; seed: number }): Decoder {
-    const parameters = initialParameters(engine, parameterSpecs(config, dtype), { initStd: config.initStd, seed });
-    return new Decoder(engine, config, dtype, parameters);
+  /** A model with fresh weights (see `initialParameters`), or layers of it: the same values as in the whole. */
+  static initialize(engine: Engine, config: ModelConfig, { dtype, seed, layers }: InitializeOptions): Decoder {
+    const all = parameterSpecs(config, dtype);
+    const specs = spanSpecs(all, config, layers ?? wholeSpan(config));
+    const parameters = initialParameters(engine, specs, { initStd: config.initStd, seed, all });
+    return new Decoder(engine, config, dtype, parameters, layers === undefined ? {} : { layers });
   }
 
   /** What caches for this model are made by: the configuration, with a rank's own key-value heads. */
@@ -112,28 +137,39 @@ export class Decoder implements Disposable {
   }
 
   /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
-  forwardHidden(batch: Batch, { cache, routing: context = {}, recomputeLayers = 0, onLayer }: ForwardOptions = {}): HiddenOutput {
+  forwardHidden(batch: Batch, { hidden, cache, routing: context = {}, recomputeLayers = 0, onLayer }: ForwardOptions = {}): HiddenOutput {
     if (cache !== undefined && this.engine.tape !== null) {
       throw new MoeError("internal", "decoder: a forward pass with a KV cache under a tape: no gradient flows through cached keys");
     }
     const ropeTable = this.#rotary.forLength(batch.numPositions, { incremental: cache !== undefined });
     const routing: LayerRouting[] = [];
-    let x_TH = this.#shard === null ? embedding(this.#embedding, batch.ids) : embedShard(this.#shard, this.#embedding, batch.ids);
-    for (const [layer, block] of this.#layers.entries()) {
+    let x_TH = this.#embed(batch, hidden);
+    for (const [index, block] of this.#blocks.entries()) {
+      const layer = this.layers.start + index;
       const before_TH = x_TH;
       const run = ([x, positions, keyBase, keyEnd, table, valid]: readonly Tensor[]): Tensor[] => {
         const input: AttentionInput = { positions: here(positions), keyBase: here(keyBase), keyEnd: here(keyEnd), ropeTable: here(table) };
         return flatten(block.forward(here(x), input, cache?.layer(layer) ?? null, { ...context, valid }, layer));
       };
       const inputs = [x_TH, batch.positions, batch.keyBase, batch.keyEnd, ropeTable, ...(context.valid ? [context.valid] : [])];
-      const outputs = layer < recomputeLayers ? recomputeMany(this.engine, inputs, run) : this.engine.scope(() => run(inputs));
+      const outputs = index < recomputeLayers ? recomputeMany(this.engine, inputs, run) : this.engine.scope(() => run(inputs));
       x_TH = here(outputs[0]);
       onLayer?.(x_TH, layer);
       if (hasExperts(this.config, layer)) routing.push({ layer, ...unflatten(outputs) });
       // Without a tape nobody needs the layer's input any more; with one, the tape keeps what it needs.
-      before_TH.dispose();
+      if (before_TH !== hidden) before_TH.dispose();
     }
-    return { hidden_TH: this.#norm.forward(x_TH), routing };
+    return { hidden_TH: this.#norm === null ? x_TH : this.#norm.forward(x_TH), routing };
+  }
+  /** [T, H]: what goes into the first layer there is. */
+  #embed({ ids }: Batch, hidden: Tensor | undefined): Tensor {
+    const table = this.#embedding;
+    const { start } = this.layers;
+    if (table === null && hidden === undefined)
+      throw new MoeError("internal", `decoder: layers from ${start} on without hidden states of layer ${start - 1}`);
+    if (table === null) return here(hidden);
+    if (hidden !== undefined) throw new MoeError("internal", "decoder: hidden states for the model's first layer");
+    return this.#shard === null ? embedding(table, ids) : embedShard(this.#shard, table, ids);
   }
 
   /**
@@ -142,8 +178,12 @@ export class Decoder implements Disposable {
    */
   logits(hidden_TH: Tensor, rows?: readonly number[]): Tensor {
     const hidden_RH = rows === undefined ? hidden_TH : this.#select(hidden_TH, rows);
-    if (this.#shard !== null) return shardLogits(this.#shard, hidden_RH, this.#head);
-    return linear(hidden_RH, this.#head, null, { outDtype: "f32" });
+    if (this.#shard !== null) return shardLogits(this.#shard, hidden_RH, this.#ownHead());
+    return linear(hidden_RH, this.#ownHead(), null, { outDtype: "f32" });
+  }
+  #ownHead(): Tensor {
+    if (this.#head === null) throw new MoeError("internal", `decoder: layers up to ${this.layers.end} have no output head`);
+    return this.#head;
   }
   #select(hidden_TH: Tensor, rows: readonly number[]): Tensor {
     const T = hidden_TH.dim(0);
@@ -163,7 +203,7 @@ export class Decoder implements Disposable {
     if (this.#shard !== null) throw new MoeError("unsupported", "the loss of a model cut over ranks: tensor parallelism is for inference");
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
-    const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#head, targets, { scale });
+    const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#ownHead(), targets, { scale });
     return { ...output, loss, perToken };
   }
 
@@ -186,6 +226,16 @@ export class Decoder implements Disposable {
       tensor.dispose();
     }
   }
+}
+
+/** The parameters of a decoder that has these parts of a model. */
+export function decoderSpecs(
+  config: ModelConfig,
+  dtype: ModelDType,
+  { shard = null, layers = wholeSpan(config) }: DecoderParts,
+): ParameterSpec[] {
+  const specs = spanSpecs(parameterSpecs(config, dtype), config, layers);
+  return shard === null ? specs : shardSpecs(specs, config, ownShare(shard));
 }
 
 /** A layer's outputs as a list of tensors, which recomputation can handle, and back. */

@@ -2,9 +2,12 @@
 export { batchOfDocuments, type Batch } from "./batch.ts";
 export {
   Decoder,
+  decoderSpecs,
   type DecoderCache,
+  type DecoderParts,
   type ForwardOptions,
   type HiddenOutput,
+  type InitializeOptions,
   type LayerRouting,
   type LossOptions,
   type LossOutput,
@@ -27,4 +30,5 @@ export {
 export { quantizeModel, type QuantizedTensor, type QuantizeOptions, type QuantizeReport } from "./quantize.ts";
 export { compareOutputs, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
 export { generationConfig, saveModel, type SaveOptions } from "./save.ts";
+export { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

@@ -9,11 +9,13 @@ import type { MappedFile } from "../backend/backend.ts";
 import { dtypeBytes, type Fp8Scaling } from "../backend/kernels.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
 import { fileError, MoeError } from "../util/errors.ts";
-import { Decoder } from "./decoder.ts";
+import type { Interval } from "../util/partition.ts";
+import { Decoder, decoderSpecs } from "./decoder.ts";
 import { huggingFacePieces, type Piece } from "./names.ts";
-import { asParameter, mayBeFp8, parameterSpecs, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
-import { ownShare, scalesCanBeCut, shardSpecs, slicedPieces, slicedScales, wholeSpec, type ModelShard } from "./shard.ts";
+import { asParameter, mayBeFp8, writeElements, type ModelDType, type ParameterSpec } from "./parameters.ts";
+import { scalesCanBeCut, slicedPieces, slicedScales, wholeSpec, type ModelShard } from "./shard.ts";
 import { openModelSource, type ModelSource, type RawTensor } from "./source.ts";
+import { wholeSpan } from "./span.ts";
 
 export interface LoadOptions {
   /** What matrices are computed in. Default: f32 where the file stores f32, else bf16. */
@@ -27,6 +29,8 @@ export interface LoadOptions {
   readonly quantized?: "keep" | "dequantize";
   /** What a rank of a group has of the model: it reads its own bytes only. Absent or null: all of it. */
   readonly shard?: ModelShard | null;
+  /** What a stage of a pipeline has of it: it reads these layers only (`span.ts`). Absent: all. */
+  readonly layers?: Interval;
 }
 
 /** Elements read and converted at once. */
@@ -44,10 +48,10 @@ export function loadModel(engine: Engine, path: string, options: LoadOptions = {
   using source = openModelSource(path);
   const dtype = options.dtype ?? source.dtype;
   if (options.mapped === false && options.quantized !== "dequantize") refuseToTrain(source);
-  const { shard = null } = options;
-  const specs = parameterSpecs(source.config, dtype);
-  const own = shard === null ? specs : shardSpecs(specs, source.config, ownShare(shard));
-  return new Decoder(engine, source.config, dtype, loadParameters(engine, source, own, options), shard);
+  const { shard = null, layers = wholeSpan(source.config) } = options;
+  const parts = { shard, layers };
+  const parameters = loadParameters(engine, source, decoderSpecs(source.config, dtype, parts), options);
+  return new Decoder(engine, source.config, dtype, parameters, parts);
 }
 
 function refuseToTrain(source: ModelSource): void {

@@ -9,6 +9,7 @@
 import { dtypeCodes, type DType } from "../backend/kernels.ts";
 import { hasExperts, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { numElements, type Engine, type Shape, type Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
 import { Random } from "../util/random.ts";
 
 /** What matrices are stored and computed in. */
@@ -115,16 +116,19 @@ export function asParameter(tensor: Tensor, name: string): Tensor {
 const chunkElements = 1 << 20;
 
 /**
- * Fresh parameters. Values depend on the seed and on a parameter's place in the list only (rounded when bf16), the same on every
- * machine. No scope owns them: whoever builds the model disposes them.
+ * Fresh parameters. Values depend on the seed and on a parameter's place among `all` (default: `specs`) only (rounded when bf16), the
+ * same on every machine, and in a part of a model the same as in the whole. No scope owns them: whoever builds the model disposes them.
  */
 export function initialParameters(
   engine: Engine,
   specs: readonly ParameterSpec[],
-  options: { initStd: number; seed: number },
+  options: { initStd: number; seed: number; all?: readonly ParameterSpec[] },
 ): Map<string, Tensor> {
   const parameters = new Map<string, Tensor>();
-  for (const [index, spec] of specs.entries()) {
+  const places = new Map((options.all ?? specs).map(({ name }, place) => [name, place]));
+  for (const spec of specs) {
+    const index = places.get(spec.name);
+    if (index === undefined) throw new MoeError("internal", `initial parameters: ${spec.name} is not one of the model's`);
     const tensor = engine.detached(spec.shape, spec.dtype);
     if (spec.trains) asParameter(tensor, spec.name);
     parameters.set(spec.name, tensor);

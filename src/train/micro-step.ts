@@ -9,9 +9,10 @@
  */
 import type { RunConfig } from "../config/run.ts";
 import type { TokenBatch } from "../data/dataset.ts";
-import type { Decoder, LayerRouting } from "../model/index.ts";
+import { isLastSpan, type Decoder, type HiddenOutput, type LayerRouting } from "../model/index.ts";
 import type { RoutingContext } from "../nn/index.ts";
 import { balanceLoss, routerStatistics, sequenceLoss, switchLoss, Tape, zLoss, type Tensor } from "../tensor/index.ts";
+import { MoeError } from "../util/errors.ts";
 import { toModelBatch } from "./batch.ts";
 import type { MicroRouting } from "./routing.ts";
 
@@ -58,23 +59,94 @@ export function routingContext(
 
 /** Adds the micro-batch's gradients to those of the parameters. */
 export function microStep(model: Decoder, config: RunConfig, input: MicroStepInput): MicroResult {
-  const { engine } = model;
-  const { tokens, scale, coefficients } = input;
-  return engine.scope(() => {
-    const { batch, targets } = toModelBatch(engine, tokens);
-    const routing = routingContext(config, tokens, input);
-    using tape = new Tape(engine);
-    const output = engine.withTape(tape, () => model.loss(batch, targets, { scale, routing, recomputeLayers: config.recomputeLayers }));
-    const roots: Root[] = [{ value: output.loss, grad: 1 }];
-    const layers = output.routing.map((layer, index) => {
-      const losses = routerLosses(layer, tokens, config, coefficients[index] ?? 0, tape);
-      roots.push(...losses.roots);
-      return losses.measured;
+  using forward = microForward(model, config, input);
+  forward.backward(null);
+  return forward.result;
+}
+
+/** What a micro-batch left in a model, or a stage of one: until `backward` ran, or it is disposed. */
+export interface MicroForward extends Disposable {
+  /** Of a stage that has no head, the loss is 0. */
+  readonly result: MicroResult;
+  /** [T, H], for the stage after this; null where there is none. Gone with the rest, and may be disposed before: `backward` needs no more than who it was. */
+  readonly hidden: Tensor | null;
+  /**
+   * Adds the gradients of the stage's own losses, and of what `hiddenGrad` (the gradient of `hidden`; null without) asks for, to those of the parameters.
+   * Returns the gradient of the hidden states that came in, which the caller disposes (null where none did). Once.
+   */
+  backward(hiddenGrad: Tensor | null): Tensor | null;
+}
+
+/**
+ * The forward pass of a micro-batch through a model, or through a stage: `hidden` [T, H] is what the stage before it gave, and stays the caller's.
+ * `recomputeLayers`: of the stage; default: those of the run that are in it.
+ */
+export function microForward(
+  model: Decoder,
+  config: RunConfig,
+  input: MicroStepInput & { readonly hidden?: Tensor; readonly recomputeLayers?: number },
+): MicroForward {
+  const { engine, layers } = model;
+  const { tokens, scale, coefficients, recomputeLayers = Math.max(0, config.recomputeLayers - layers.start) } = input;
+  const tape = new Tape(engine);
+  try {
+    return engine.scope(() => {
+      const { batch, targets } = toModelBatch(engine, tokens);
+      const hidden = input.hidden?.retain();
+      if (hidden !== undefined) hidden.requiresGrad = true;
+      const options = { routing: routingContext(config, tokens, input), recomputeLayers, ...(hidden === undefined ? {} : { hidden }) };
+      const output: HiddenOutput & { readonly loss?: Tensor } = engine.withTape(tape, () =>
+        isLastSpan(layers, model.config) ? model.loss(batch, targets, { scale, ...options }) : model.forwardHidden(batch, options),
+      );
+      const { loss = null } = output;
+      const roots: Root[] = loss === null ? [] : [{ value: loss.retain(), grad: 1 }];
+      const measured = output.routing.map((layer, index) => {
+        const losses = routerLosses(layer, tokens, config, coefficients[index] ?? 0, tape);
+        roots.push(...losses.roots.map(({ value, grad }) => ({ value: value.retain(), grad })));
+        return losses.measured;
+      });
+      const result = { loss: loss?.item() ?? 0, routing: measured };
+      return new Recorded(tape, result, roots, hidden ?? null, loss === null ? output.hidden_TH.retain() : null);
     });
-    const loss = output.loss.item();
-    tape.backward(roots);
-    return { loss, routing: layers };
-  });
+  } catch (error) {
+    tape[Symbol.dispose]();
+    throw error;
+  }
+}
+
+class Recorded implements MicroForward {
+  readonly result: MicroResult;
+  readonly hidden: Tensor | null;
+  readonly #tape: Tape;
+  readonly #roots: readonly Root[];
+  readonly #input: Tensor | null;
+
+  constructor(tape: Tape, result: MicroResult, roots: readonly Root[], input: Tensor | null, hidden: Tensor | null) {
+    this.#tape = tape;
+    this.result = result;
+    this.#roots = roots;
+    this.#input = input;
+    this.hidden = hidden;
+  }
+
+  backward(hiddenGrad: Tensor | null): Tensor | null {
+    if ((hiddenGrad === null) !== (this.hidden === null))
+      throw new MoeError(
+        "internal",
+        `a stage gave ${this.hidden === null ? "no " : ""}hidden states, and got ${hiddenGrad === null ? "no" : "a"} gradient of them`,
+      );
+    const passed = this.hidden === null || hiddenGrad === null ? [] : [{ value: this.hidden, grad: hiddenGrad }];
+    this.#tape.backward([...this.#roots, ...passed]);
+    const grad = this.#input === null ? null : this.#tape.takeGrad(this.#input);
+    this[Symbol.dispose]();
+    return grad;
+  }
+  [Symbol.dispose](): void {
+    this.#tape[Symbol.dispose]();
+    for (const { value } of this.#roots) value.dispose();
+    this.#input?.dispose();
+    this.hidden?.dispose();
+  }
 }
 
 /** A loss and its coefficient in the total. */
