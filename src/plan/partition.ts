@@ -1,0 +1,246 @@
+/**
+ * Which layers each stage of a pipeline gets: the split of L layers into P runs of consecutive layers with the shortest step, exactly, and a
+ * lower bound that proves it.
+ *
+ * What a stage costs is the caller's: `candidate` answers for every stage and run of layers, embedding, loss, recomputation, the
+ * stage's own device and its own memory limit included (or null, where the run does not fit). Recomputation needs no search of its
+ * own: a stage's limit depends on the stage alone, and a step never gets shorter when a stage gets slower, so the caller takes the
+ * cheapest recomputation that fits (`stage-costs.ts`).
+ *
+ * Objective: the makespan of plain 1F1B over M micro-batches with each stage's exchange of gradients behind its last backward pass, the
+ * wait of all for the last exchange, and the slowest update:
+ *
+ *   T = max over s of (end of s + gradients_s) + max over s of optimizer_s
+ *
+ * where the ends are the longest paths through the operations (`pipeline-time.ts`), not a formula. With w_s = forward_s + backward_s,
+ * every 1F1B satisfies both (fill, the work of s, drain; or out to the last stage and back, then what is left of s):
+ *
+ *   T >= sum over i < s of w_i + M w_s + gradients_0 + max of optimizer
+ *   T >= sum of all w + (M - 1) backward_s + max(0, M - P + s) forward_s + gradients_0 + max of optimizer
+ *
+ * Method: dynamic programming from the last stage computes, for every stage and first layer, the least that each of these can become for
+ * the layers that are left. Both are additive in what lies before, so the tables are exact for the bounds: at the root they give the
+ * **lower bound**, which holds for every split. Branch and bound then goes through the stages from the first, the most promising run of
+ * layers first, cuts where the bound reaches the best T found, and evaluates T at the leaves. It ends with the optimum, or, where
+ * `maxNodes` ends it, with the best found and the bound (`optimal` says which). O(P L^2) for the tables.
+ *
+ * The same question as integer program: "AdaPipe: Optimizing Pipeline Parallelism with Adaptive Recomputation and Partitioning"
+ * (ASPLOS 2024), which balances the steady phase only.
+ */
+import { MoeError } from "../util/errors.ts";
+import { oneForwardOneBackwardSeconds, pipelineScratch } from "./pipeline-time.ts";
+
+/** Seconds of a micro-batch on a stage with these layers (messages that the sender waits for included), and of the end of the step. */
+export interface StageCandidate {
+  readonly forward: number;
+  readonly backward: number;
+  readonly gradients: number;
+  readonly optimizer: number;
+}
+
+export interface PartitionProblem {
+  readonly numStages: number;
+  readonly numLayers: number;
+  readonly numMicroBatches: number;
+  /** `numLayers` layers from `firstLayer` as stage `stage`; null where they do not fit it. */
+  readonly candidate: (stage: number, firstLayer: number, numLayers: number) => StageCandidate | null;
+  /** Nodes of the search tree that are visited at most. Default 2,000,000. */
+  readonly maxNodes?: number;
+}
+
+export interface LayerPartition {
+  /** Of each stage, at least 1. */
+  readonly layers: readonly number[];
+  /** T. */
+  readonly seconds: number;
+  /** No split has a smaller T. */
+  readonly lowerBoundSeconds: number;
+  /** Whether `seconds` was proven to be the least. */
+  readonly optimal: boolean;
+  readonly numNodes: number;
+}
+
+/** The best split, or null where none fits. Throws `configuration` for counts that make no sense. */
+export function partitionLayers(problem: PartitionProblem): LayerPartition | null {
+  const { numStages, numLayers, numMicroBatches } = problem;
+  for (const [what, value] of Object.entries({ numStages, numLayers, numMicroBatches })) {
+    if (!Number.isSafeInteger(value) || value < 1)
+      throw new MoeError("configuration", `partition of layers: expected ${what} of at least 1, got ${value}`);
+  }
+  if (numStages > numLayers)
+    throw new MoeError("configuration", `partition of layers: ${numStages} stages for ${numLayers} layers, some would have none`);
+  return new PartitionSearch(problem).solve();
+}
+
+/** T of one split. Null where a stage's layers do not fit it. */
+export function partitionSeconds(problem: PartitionProblem, layers: readonly number[]): number | null {
+  const P = problem.numStages;
+  const [forward, backward, gradients] = [new Float64Array(P), new Float64Array(P), new Float64Array(P)];
+  let [first, optimizer] = [0, 0];
+  for (const [s, n] of layers.entries()) {
+    const candidate = problem.candidate(s, first, n);
+    if (candidate === null) return null;
+    forward[s] = candidate.forward;
+    backward[s] = candidate.backward;
+    gradients[s] = candidate.gradients;
+    optimizer = Math.max(optimizer, candidate.optimizer);
+    first += n;
+  }
+  return oneForwardOneBackwardSeconds(forward, backward, gradients, P, problem.numMicroBatches, pipelineScratch(P)) + optimizer;
+}
+
+/** Least work, bottleneck, return path and update of what is left, at stage s with layers from l: row s * (L + 1) + l; Infinity: does not fit. */
+interface Tables {
+  readonly sum: Float64Array;
+  readonly bottleneck: Float64Array;
+  readonly back: Float64Array;
+  readonly optimizer: Float64Array;
+}
+
+/** State of a branch: bounds of the stages chosen so far. */
+interface Branch {
+  readonly sum: number;
+  readonly bottleneck: number;
+  readonly back: number;
+  readonly optimizer: number;
+}
+
+class PartitionSearch {
+  readonly #P: number;
+  readonly #L: number;
+  readonly #M: number;
+  /** At (s * (L + 1) + first) * (L + 1) + count; forward is Infinity where it does not fit. */
+  readonly #forward: Float64Array;
+  readonly #backward: Float64Array;
+  readonly #gradients: Float64Array;
+  readonly #optimizer: Float64Array;
+  readonly #tables: Tables;
+  readonly #maxNodes: number;
+  readonly #stage: { forward: Float64Array; backward: Float64Array; gradients: Float64Array; counts: Int32Array };
+  #best: number[] | null = null;
+  #bestSeconds = Infinity;
+  #numNodes = 0;
+
+  constructor({ numStages: P, numLayers: L, numMicroBatches: M, candidate, maxNodes = 2_000_000 }: PartitionProblem) {
+    [this.#P, this.#L, this.#M, this.#maxNodes] = [P, L, M, maxNodes];
+    const size = P * (L + 1) * (L + 1);
+    this.#forward = new Float64Array(size).fill(Infinity);
+    this.#backward = new Float64Array(size);
+    this.#gradients = new Float64Array(size);
+    this.#optimizer = new Float64Array(size);
+    for (let s = 0; s < P; s++) {
+      // Every stage has a layer at least, so a first layer and a count have their ranges.
+      for (let first = s; first <= (s === 0 ? 0 : L - P + s); first++) {
+        const most = L - first - (P - s - 1);
+        for (let n = s === P - 1 ? most : 1; n <= most; n++) {
+          const found = candidate(s, first, n);
+          if (found === null) continue;
+          const i = this.#at(s, first, n);
+          this.#forward[i] = found.forward;
+          this.#backward[i] = found.backward;
+          this.#gradients[i] = found.gradients;
+          this.#optimizer[i] = found.optimizer;
+        }
+      }
+    }
+    this.#tables = this.#fillTables();
+    this.#stage = {
+      forward: new Float64Array(P),
+      backward: new Float64Array(P),
+      gradients: new Float64Array(P),
+      counts: new Int32Array(P),
+    };
+  }
+
+  #at(stage: number, first: number, count: number): number {
+    return (stage * (this.#L + 1) + first) * (this.#L + 1) + count;
+  }
+
+  /** (M - 1) backward + max(0, M - P + s) forward: what is left of stage s when the first gradient reaches it, but its first backward pass. */
+  #backOf(s: number, i: number): number {
+    return (this.#M - 1) * (this.#backward[i] as number) + Math.max(0, this.#M - this.#P + s) * (this.#forward[i] as number);
+  }
+
+  #fillTables(): Tables {
+    const [P, L, M] = [this.#P, this.#L, this.#M];
+    const size = (P + 1) * (L + 1);
+    const table = (): Float64Array => new Float64Array(size).fill(Infinity);
+    const [sum, bottleneck, back, optimizer] = [table(), table(), table(), table()];
+    for (const values of [sum, bottleneck, back, optimizer]) values[P * (L + 1) + L] = 0;
+    for (let s = P - 1; s >= 0; s--) {
+      for (let first = s; first <= L - P + s; first++) {
+        const here = s * (L + 1) + first;
+        for (let n = 1; n <= L - first - (P - s - 1); n++) {
+          const i = this.#at(s, first, n);
+          const forward = this.#forward[i] as number;
+          if (forward === Infinity) continue;
+          const next = here + L + 1 + n;
+          const work = forward + (this.#backward[i] as number);
+          sum[here] = Math.min(sum[here] as number, work + (sum[next] as number));
+          bottleneck[here] = Math.min(bottleneck[here] as number, Math.max(M * work, work + (bottleneck[next] as number)));
+          back[here] = Math.min(back[here] as number, Math.max(this.#backOf(s, i), back[next] as number));
+          optimizer[here] = Math.min(optimizer[here] as number, Math.max(this.#optimizer[i] as number, optimizer[next] as number));
+        }
+      }
+    }
+    return { sum, bottleneck, back, optimizer };
+  }
+
+  solve(): LayerPartition | null {
+    const root: Branch = { sum: 0, bottleneck: 0, back: 0, optimizer: 0 };
+    const children = this.#children(0, 0, root, 0);
+    const lowerBoundSeconds = children[0]?.bound ?? Infinity;
+    if (lowerBoundSeconds === Infinity) return null;
+    this.#visit(0, 0, root, 0);
+    const optimal = this.#numNodes < this.#maxNodes;
+    // A split that fits exists, and the first descent reaches one: every table entry that is finite is a split's.
+    if (this.#best === null) throw new MoeError("internal", "partition of layers: the search ended without a split");
+    return { layers: this.#best, seconds: this.#bestSeconds, lowerBoundSeconds, optimal, numNodes: this.#numNodes };
+  }
+
+  /** Choices of stage s that can still lead to a better split, the most promising first. */
+  #children(s: number, first: number, branch: Branch, gradients: number): { n: number; bound: number; next: Branch }[] {
+    const [P, L, M, tables] = [this.#P, this.#L, this.#M, this.#tables];
+    const children: { n: number; bound: number; next: Branch }[] = [];
+    for (let n = 1; n <= L - first - (P - s - 1); n++) {
+      const i = this.#at(s, first, n);
+      const forward = this.#forward[i] as number;
+      const rest = (s + 1) * (L + 1) + first + n;
+      if (forward === Infinity || (tables.sum[rest] as number) === Infinity) continue;
+      const work = forward + (this.#backward[i] as number);
+      const next: Branch = {
+        sum: branch.sum + work,
+        bottleneck: Math.max(branch.bottleneck, branch.sum + M * work),
+        back: Math.max(branch.back, this.#backOf(s, i)),
+        optimizer: Math.max(branch.optimizer, this.#optimizer[i] as number),
+      };
+      const through = Math.max(next.bottleneck, next.sum + (tables.bottleneck[rest] as number));
+      const back = next.sum + (tables.sum[rest] as number) + Math.max(next.back, tables.back[rest] as number);
+      const exchange = s === 0 ? (this.#gradients[i] as number) : gradients;
+      const bound = Math.max(through, back) + exchange + Math.max(next.optimizer, tables.optimizer[rest] as number);
+      if (bound < this.#bestSeconds * (1 - 1e-12)) children.push({ n, bound, next });
+    }
+    return children.sort((a, b) => a.bound - b.bound || a.n - b.n);
+  }
+
+  #visit(s: number, first: number, branch: Branch, gradients: number): void {
+    const { forward, backward, gradients: exchange, counts } = this.#stage;
+    if (s === this.#P) {
+      const seconds =
+        oneForwardOneBackwardSeconds(forward, backward, exchange, this.#P, this.#M, pipelineScratch(this.#P)) + branch.optimizer;
+      if (seconds < this.#bestSeconds) [this.#bestSeconds, this.#best] = [seconds, [...counts]];
+      return;
+    }
+    for (const { n, bound, next } of this.#children(s, first, branch, gradients)) {
+      // The first descent always ends, so that there is a split to return.
+      if (this.#best !== null && (bound >= this.#bestSeconds * (1 - 1e-12) || this.#numNodes >= this.#maxNodes)) return;
+      this.#numNodes++;
+      const i = this.#at(s, first, n);
+      forward[s] = this.#forward[i] as number;
+      backward[s] = this.#backward[i] as number;
+      exchange[s] = this.#gradients[i] as number;
+      counts[s] = n;
+      this.#visit(s + 1, first + n, next, s === 0 ? (exchange[0] as number) : gradients);
+    }
+  }
+}
