@@ -50,9 +50,7 @@ function throughStages(config: ModelConfig, options: RunConfig, spans: readonly 
     const held: MicroForward[] = [];
     for (const part of parts) {
       const hidden = held.at(-1)?.hidden ?? undefined;
-      const { start, end } = part.layers;
-      const coefficients = input().coefficients.slice(start, end);
-      held.push(microForward(part, options, { ...input(), coefficients, ...(hidden === undefined ? {} : { hidden }) }));
+      held.push(microForward(part, options, { ...input(), ...(hidden === undefined ? {} : { hidden }) }));
     }
     // What another stage took may go, before the backward pass.
     for (const { hidden } of held) hidden?.dispose();

@@ -7,6 +7,7 @@
  *     + z / N_t * sum over tokens of logsumexp(logits)^2 ),
  * so that micro-batches add up to the same step however many there are.
  */
+import { hasExperts, type ModelConfig } from "../config/model.ts";
 import type { RunConfig } from "../config/run.ts";
 import type { TokenBatch } from "../data/dataset.ts";
 import { isLastSpan, type Decoder, type HiddenOutput, type LayerRouting } from "../model/index.ts";
@@ -24,7 +25,7 @@ export interface MicroStepInput {
   readonly step: number;
   /** 1 / loss-bearing tokens of the global batch. */
   readonly scale: number;
-  /** Of the auxiliary loss, one a layer with experts. */
+  /** Of the auxiliary loss, one a layer with experts, of all the model's. */
   readonly coefficients: readonly number[];
 }
 
@@ -89,6 +90,7 @@ export function microForward(
   const { engine, layers } = model;
   const { tokens, scale, coefficients, recomputeLayers = Math.max(0, config.recomputeLayers - layers.start) } = input;
   const tape = new Tape(engine);
+  const before = numExpertLayers(model.config, layers.start);
   try {
     return engine.scope(() => {
       const { batch, targets } = toModelBatch(engine, tokens);
@@ -101,7 +103,7 @@ export function microForward(
       const { loss = null } = output;
       const roots: Root[] = loss === null ? [] : [{ value: loss.retain(), grad: 1 }];
       const measured = output.routing.map((layer, index) => {
-        const losses = routerLosses(layer, tokens, config, coefficients[index] ?? 0, tape);
+        const losses = routerLosses(layer, tokens, config, coefficients[before + index] ?? 0, tape);
         roots.push(...losses.roots.map(({ value, grad }) => ({ value: value.retain(), grad })));
         return losses.measured;
       });
@@ -112,6 +114,11 @@ export function microForward(
     tape[Symbol.dispose]();
     throw error;
   }
+}
+
+/** Layers with experts among the first `numLayers`. */
+function numExpertLayers(model: ModelConfig, numLayers: number): number {
+  return Array.from({ length: numLayers }, (_, layer) => layer).filter((layer) => hasExperts(model, layer)).length;
 }
 
 class Recorded implements MicroForward {
@@ -156,7 +163,7 @@ interface Root {
 }
 
 function routerLosses(
-  { probs_TE, logits_TE, indices_TK, counts_GE }: LayerRouting,
+  { layer, probs_TE, logits_TE, indices_TK, counts_GE }: LayerRouting,
   tokens: TokenBatch,
   { moe, batchSequences }: RunConfig,
   coefficient: number,
@@ -174,6 +181,7 @@ function routerLosses(
   const numGroups = batchSequences / moe.balanceGroupSequences;
   const numTokens = batchSequences * tokens.sequenceLength;
   const measured = {
+    layer,
     counts: counts_GE.toInt32Array(),
     numTokens: groupOffsets.slice(1).map((end, g) => end - (groupOffsets[g] ?? 0)),
     auxiliaryLoss: term(coefficient / numGroups, () => balanceLoss(probs_TE, { groupOffsets })),

@@ -9,7 +9,7 @@ function micro(groups: readonly (readonly [number, number])[], changes: Partial<
   const numTokens = groups.map(([a, b]) => a + b);
   const sums = { auxiliaryLoss: 0.25 * groups.length, switchLoss: null, sequenceLoss: null, zLoss: 3 };
   const ratios = { max1OverMax2: 2, max2OverMax3: 0, gateEntropy: 1 };
-  return { counts: Int32Array.from(groups.flat()), numTokens, ...sums, ...ratios, ...changes };
+  return { layer: 0, counts: Int32Array.from(groups.flat()), numTokens, ...sums, ...ratios, ...changes };
 }
 
 describe("metrics of a layer", () => {

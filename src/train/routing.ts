@@ -43,6 +43,8 @@ export interface LayerMetrics {
 
 /** One micro-batch of one layer. */
 export interface MicroRouting {
+  /** Its number in the model. */
+  readonly layer: number;
   /** [G, E], before dropping. */
   readonly counts: Int32Array;
   /** Tokens of each group that take part. */

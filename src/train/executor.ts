@@ -1,0 +1,49 @@
+/**
+ * Who runs the forward and backward passes of a step: one model after another micro-batch (here), or the stages of a pipeline in the order of
+ * their schedule (`parallel/pipeline.ts`). Either way gradients are added to the parameters, and what each micro-batch measured comes back.
+ */
+import type { RunConfig } from "../config/run.ts";
+import type { Decoder } from "../model/index.ts";
+import { microForward, type MicroResult, type MicroStepInput } from "./micro-step.ts";
+
+/** What happens beside the passes: communication that begins as early, and is waited for as late, as they allow. */
+export interface StepHooks {
+  /** Before the first use of a layer's weights in the step (-1: the embedding; the number of layers: final norm and head). */
+  beforeLayer(layer: number): void;
+  /** All gradients of a layer's parameters (numbers as above) are complete on this rank. */
+  onGradients(layer: number): void;
+}
+export const noHooks: StepHooks = { beforeLayer: () => {}, onGradients: () => {} };
+
+export interface StepExecutor {
+  /** Forward and backward passes of these micro-batches, in any order. What is returned has their order, and the layers that this rank has. */
+  run(micro: readonly MicroStepInput[], hooks: StepHooks): MicroResult[];
+}
+
+/** Layers of a model or stage in the order of the forward pass, with -1 for the embedding and the number of layers for final norm and head. */
+export function layerNumbers({ layers: { start, end }, config }: Decoder): number[] {
+  const first = start === 0 ? -1 : start;
+  const last = end === config.numLayers ? end : end - 1;
+  return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+}
+
+/** One micro-batch after another, on a model that is whole in this rank. */
+export class SequentialExecutor implements StepExecutor {
+  readonly #model: Decoder;
+  readonly #config: RunConfig;
+
+  constructor(model: Decoder, config: RunConfig) {
+    this.#model = model;
+    this.#config = config;
+  }
+  run(micro: readonly MicroStepInput[], hooks: StepHooks): MicroResult[] {
+    const layers = layerNumbers(this.#model);
+    return micro.map((input, index) => {
+      if (index === 0) for (const layer of layers) hooks.beforeLayer(layer);
+      using forward = microForward(this.#model, this.#config, input);
+      forward.backward(null);
+      if (index === micro.length - 1) for (const layer of layers.toReversed()) hooks.onGradients(layer);
+      return forward.result;
+    });
+  }
+}
