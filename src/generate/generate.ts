@@ -2,7 +2,7 @@
  * Text from one model for one prompt: prefill, then a token at a time through a KV cache. Not a server: batches of requests
  * are scheduled elsewhere. Logits of a token do not depend on how the prompt was cut into chunks.
  */
-import { KvCache, type Decoder } from "../model/index.ts";
+import { KvCache, type CacheDType, type Decoder } from "../model/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
@@ -14,7 +14,7 @@ export interface GenerateOptions extends Partial<SamplingOptions> {
   readonly maxTokens: number;
   readonly seed?: number;
   /** Element type of the cache. Default: the model's. fp8: E4M3 without scales. */
-  readonly cacheDtype?: "f32" | "bf16" | "fp8";
+  readonly cacheDtype?: CacheDType;
   /** Generation ends when the text contains one of these; it is cut before it. */
   readonly stop?: readonly string[];
   /** Ids that end a generation. Default: those of the tokenizer and of the model's configuration. */

@@ -8,6 +8,7 @@
  * const { generation } = await generateParallel(cut, promptIds, { maxTokens: 50 }, (text) => process.stdout.write(text));
  * ```
  */
+import { dtypeBytes } from "../backend/kernels.ts";
 import { huggingFacePieces, openModelSource, parameterSpecs, type ModelDType, type ModelSource } from "../model/index.ts";
 import { mayBeFp8 } from "../model/parameters.ts";
 import { startRanks, tensorParallelPlan, type MemoryFormat, type RankShare, type TensorParallelPlan } from "../parallel/index.ts";
@@ -39,7 +40,7 @@ export interface CutModel {
 export function planModel(path: string, { dtype: wanted, cacheDtype, ...options }: CutOptions): CutModel {
   using source = openModelSource(path);
   const dtype = wanted ?? source.dtype;
-  const kvElementBytes = { f32: 4, bf16: 2, fp8: 1 }[cacheDtype ?? dtype];
+  const kvElementBytes = dtypeBytes[cacheDtype ?? dtype];
   const plan = tensorParallelPlan(source.config, { ...options, format: { ...formatOf(source, dtype), kvElementBytes } });
   return { path, dtype, plan };
 }

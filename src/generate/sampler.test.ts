@@ -131,6 +131,8 @@ describe("sampler", () => {
     expect(() => checkSamplingOptions({ ...greedy, topK: 1.5 })).toThrow(/top-k/);
     expect(() => checkSamplingOptions({ ...greedy, minP: 1.5 })).toThrow(/min-p: expected a number from 0 to 1, got 1.5/);
     expect(() => checkSamplingOptions({ ...greedy, presencePenalty: Number.NaN })).toThrow(/presence penalty/);
+    expect(() => checkSamplingOptions({ ...greedy, repetitionPenalty: 1e-30 })).toThrow(/repetition penalty: expected a number from 0.01/);
+    expect(() => checkSamplingOptions({ ...greedy, logitBias: new Map([[3, 1e30]]) })).toThrow(/logit bias of token 3/);
     expect(() => checkSamplingOptions({ ...greedy, frequencyPenalty: Number.POSITIVE_INFINITY })).toThrow(/frequency penalty/);
     expect(() => checkSamplingOptions({ ...greedy, logitBias: new Map([[5, Number.NaN]]) })).toThrow(/logit bias of token 5/);
   });

@@ -64,10 +64,15 @@ export function checkSamplingOptions(options: SamplingOptions): void {
   if (!(options.topP > 0 && options.topP <= 1)) throw bad("top-p", "a number above 0 and at most 1", options.topP);
   if (!(Number.isSafeInteger(options.topK) && options.topK >= 0)) throw bad("top-k", "a whole number of at least 0", options.topK);
   if (!(options.minP >= 0 && options.minP <= 1)) throw bad("min-p", "a number from 0 to 1", options.minP);
-  if (!(options.repetitionPenalty > 0)) throw bad("repetition penalty", "a number above 0", options.repetitionPenalty);
-  if (!Number.isFinite(options.frequencyPenalty)) throw bad("frequency penalty", "a finite number", options.frequencyPenalty);
-  if (!Number.isFinite(options.presencePenalty)) throw bad("presence penalty", "a finite number", options.presencePenalty);
-  for (const [id, bias] of options.logitBias) if (!Number.isFinite(bias)) throw bad(`logit bias of token ${id}`, "a finite number", bias);
+  if (!(options.repetitionPenalty >= 0.01 && options.repetitionPenalty <= 100))
+    throw bad("repetition penalty", "a number from 0.01 to 100", options.repetitionPenalty);
+  // Beyond, logits that are finite might become infinite.
+  const summand = (name: string, value: number): void => {
+    if (!(Math.abs(value) <= 1e6)) throw bad(name, "a number from -1e6 to 1e6", value);
+  };
+  summand("frequency penalty", options.frequencyPenalty);
+  summand("presence penalty", options.presencePenalty);
+  for (const [id, bias] of options.logitBias) summand(`logit bias of token ${id}`, bias);
 }
 
 /** Index of the largest logit, ties to the lower index; NaN is never the largest. */

@@ -13,7 +13,7 @@ export {
   type LossOutput,
 } from "./decoder.ts";
 export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
-export { KvCache, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
+export { cacheDtypes, KvCache, type CacheDType, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
 export { blockTokens, PagedCache, type PagedCacheOptions, type PagedEntry, type PagedSequence } from "./paged-cache.ts";
 export { exportModel, type ExportOptions, type ExportReport, type GgufExportType } from "./export.ts";
 export { loadModel, loadParameters, type LoadOptions } from "./load.ts";

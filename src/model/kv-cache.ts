@@ -14,13 +14,16 @@ import type { Engine, Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { batchOfRuns, type Batch } from "./batch.ts";
 import { storeRows, widenRows, type RowRun } from "./cache-rows.ts";
-import type { ModelDType } from "./parameters.ts";
+
+/** What keys and values may be stored in; fp8 is E4M3 without scales. */
+export const cacheDtypes = ["f32", "bf16", "fp8"] as const;
+export type CacheDType = (typeof cacheDtypes)[number];
 
 export interface KvCacheOptions {
   readonly numSequences: number;
   /** Tokens that one sequence can hold. */
   readonly capacity: number;
-  readonly dtype: ModelDType | "fp8";
+  readonly dtype: CacheDType;
 }
 
 /** New tokens of the sequence in one slot. */

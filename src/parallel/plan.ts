@@ -43,6 +43,8 @@ export interface RankPlan extends RankMemory {
 export interface TensorParallelPlan {
   readonly mode: ExpertMode;
   readonly weights: readonly number[];
+  /** Tokens of cache in `totalBytes` of each rank. */
+  readonly cacheTokens: number;
   readonly ranks: readonly RankPlan[];
   /** Time of the slowest rank, part by part, against that of all work cut perfectly: 1 is ideal. */
   readonly slowdown: number;
@@ -112,7 +114,7 @@ function attempt(
   const slowdown = time(({ name }, r) => lengthAt(cuts[name], r));
   const paddedSlowdown = time(({ padded }) => padded);
   const padded = paddedMemory(config, weights.length, ranks[0]?.share ?? shareOf(config, cuts, 0), options.format);
-  const plan = { mode, weights, ranks, slowdown, paddedSlowdown, padded };
+  const plan = { mode, weights, cacheTokens: options.cacheTokens ?? 0, ranks, slowdown, paddedSlowdown, padded };
   return { ...plan, notes: notesOf(parts, cuts, plan) };
 }
 
@@ -260,13 +262,15 @@ function percent(fraction: number): string {
 export function describePlan(plan: TensorParallelPlan): string[] {
   const span = ({ start, end }: Interval): string => (end === start ? "none" : `${start}-${end - 1}`);
   const experts = plan.ranks.some(({ share }) => intervalLength(share.experts) > 0);
-  const lines = plan.ranks.map(({ share, weightBytes, kvBytesPerToken }, r) => {
+  const { cacheTokens } = plan;
+  const lines = plan.ranks.map(({ share, weightBytes, kvBytesPerToken, totalBytes }, r) => {
     const parts = [
       `heads ${span(share.heads)} (kv ${span(share.kvHeads)})`,
       ...(experts ? [`experts ${span(share.experts)}, columns ${span(share.expertColumns)}`] : [`ffn ${span(share.ffn)}`]),
       `vocabulary ${span(share.vocab)}`,
     ];
-    return `rank ${r}: ${parts.join("; ")}; weights ${gigabytes(weightBytes)} GB, cache ${(kvBytesPerToken / 1e3).toFixed(1)} KB a token`;
+    const total = cacheTokens === 0 ? "" : `; with ${cacheTokens} tokens ${gigabytes(totalBytes)} GB`;
+    return `rank ${r}: ${parts.join("; ")}; weights ${gigabytes(weightBytes)} GB, cache ${(kvBytesPerToken / 1e3).toFixed(1)} KB a token${total}`;
   });
   const mode = experts ? ` (${plan.mode === "experts" ? "whole experts a rank" : "slices of every expert"})` : "";
   return [

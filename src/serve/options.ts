@@ -1,12 +1,12 @@
 /** What a serving engine is told when it is made, and what it tells of itself. */
-import type { KvCacheOptions } from "../model/index.ts";
+import type { CacheDType } from "../model/index.ts";
 import type { Drafter } from "./drafter.ts";
 
 export interface ServingOptions {
   /** Bytes of the KV cache: sequences under way and beginnings that are kept. */
   readonly cacheBytes: number;
   /** Element type of the cache. Default: the model's. */
-  readonly cacheDtype?: KvCacheOptions["dtype"];
+  readonly cacheDtype?: CacheDType;
   /** Sequences that run at once. Default 32. */
   readonly maxRunning?: number;
   /** Prompt and output of one sequence. Default: the positions that the model was made for. */

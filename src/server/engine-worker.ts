@@ -5,15 +5,14 @@
 import { parentPort, workerData } from "node:worker_threads";
 import { loadBackend } from "../backend/load.ts";
 import { loadTokenizer } from "../checkpoint/tokenizer.ts";
-import { planModel } from "../generate/parallel.ts";
 import { loadModel } from "../model/index.ts";
 import { startRanks } from "../parallel/index.ts";
 import { ServingEngine } from "../serve/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { EngineHost } from "./engine-host.ts";
-import { modelInfo, servingOptions } from "./engine-open.ts";
-import type { EngineRankJob } from "./engine-rank.ts";
+import { drafterOf, modelInfo, openDraftModel, planServing, servingOptions } from "./engine-open.ts";
+import { servingJob } from "./serving-rank.ts";
 import type { EngineSettings, FromEngine, TensorParallelSettings, ToEngine } from "./protocol.ts";
 
 function post(message: FromEngine): void {
@@ -25,7 +24,8 @@ async function serve(settings: EngineSettings): Promise<void> {
   using engine = new Engine(await loadBackend());
   using model = loadModel(engine, settings.modelPath, settings.dtype === null ? {} : { dtype: settings.dtype });
   const options = servingOptions(model.config, settings, model.dtype);
-  using serving = new ServingEngine(model, tokenizer, options);
+  using draft = openDraftModel(engine, settings, model.config);
+  using serving = new ServingEngine(model, tokenizer, { ...options, ...drafterOf(settings, draft, options, model.config) });
   const host = new EngineHost(serving, post);
   parentPort?.on("message", (message: ToEngine) => {
     host.receive(message);
@@ -35,16 +35,11 @@ async function serve(settings: EngineSettings): Promise<void> {
 }
 
 /** The model cut over ranks, which are threads of their own: this one hands messages on. */
-async function serveOnRanks(settings: EngineSettings, { ranks, weights }: TensorParallelSettings): Promise<void> {
-  const { plan, dtype } = planModel(settings.modelPath, {
-    ranks,
-    ...(weights === null ? {} : { weights }),
-    ...(settings.dtype === null ? {} : { dtype: settings.dtype }),
-  });
+async function serveOnRanks(settings: EngineSettings, tp: TensorParallelSettings): Promise<void> {
   const group = startRanks({
-    size: ranks,
+    size: tp.ranks,
     entry: new URL(`./engine-rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),
-    data: { settings, dtype, shares: plan.ranks.map(({ share }) => share) } satisfies EngineRankJob,
+    data: servingJob(settings, planServing(settings, tp)),
     onMessage: (_, message) => {
       post(message as FromEngine);
     },

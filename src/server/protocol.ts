@@ -3,6 +3,7 @@
  * time is on the engine's side: templates, tokenizing, schemas, the model.
  */
 import type { SamplingOptions } from "../generate/index.ts";
+import type { CacheDType } from "../model/index.ts";
 import type { ServingStats } from "../serve/index.ts";
 import type { ErrorData } from "./errors.ts";
 
@@ -10,7 +11,7 @@ import type { ErrorData } from "./errors.ts";
 export interface EngineSettings {
   readonly modelPath: string;
   readonly dtype: "f32" | "bf16" | null;
-  readonly cacheDtype: string | null;
+  readonly cacheDtype: CacheDType | null;
   /** Sequences that run at once. */
   readonly maxBatch: number;
   /** Tokens of prompt and output; null: what the model was made for. */
@@ -19,6 +20,8 @@ export interface EngineSettings {
   readonly cacheBytes: number | null;
   /** Guess tokens by looking up what came before (speculative decoding); null: do not. */
   readonly speculate: "ngram" | null;
+  /** A smaller model with the same vocabulary that guesses tokens, instead; null or absent: none. */
+  readonly draftModel?: string | null;
   /** Cut the model over ranks; null or absent: do not. The bytes of the cache are then those of all ranks together. */
   readonly tp?: TensorParallelSettings | null;
 }
@@ -26,6 +29,8 @@ export interface TensorParallelSettings {
   readonly ranks: number;
   /** Relative speed of each rank; null: equal. */
   readonly weights: readonly number[] | null;
+  /** Bytes that each rank can hold; null: no limit. */
+  readonly memoryBytes: readonly number[] | null;
 }
 
 /** What the main thread has to know of a model. */
@@ -37,6 +42,12 @@ export interface ModelInfo {
   readonly engine: string;
   readonly numParams: number;
   readonly cacheBytes: number;
+  /** Bytes of weights and cache, rank by rank, where the model is cut. */
+  readonly ranks: readonly RankHolding[];
+}
+export interface RankHolding {
+  readonly plannedBytes: number;
+  readonly heldBytes: number;
 }
 
 export interface ToolFunction {

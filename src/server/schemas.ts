@@ -33,7 +33,7 @@ const sampling = {
   seed: z.int().nullish().describe("The same seed gives the same answer, whatever else the server does. Default: random."),
 };
 const penalties = {
-  repetition_penalty: z.number().gt(0).max(10).nullish().describe("Divides logits of tokens seen before. Default 1."),
+  repetition_penalty: z.number().min(0.01).max(10).nullish().describe("Divides logits of tokens seen before. Default 1."),
   presence_penalty: z.number().min(-2).max(2).nullish(),
   frequency_penalty: z.number().min(-2).max(2).nullish(),
   logit_bias: biasMap(4096).nullish().describe("Token id to what is added to its logit."),

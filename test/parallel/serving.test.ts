@@ -29,7 +29,11 @@ test("3 unequal ranks, one of them without heads, answer as one does: together, 
   const expected = await answers(whole);
   await whole.close();
   let death = "";
-  const cut = await serveTiny(folder, {}, { tp: { ranks: 3, weights: [2, 1, 1] }, onDeath: (message) => (death = message) });
+  const cut = await serveTiny(
+    folder,
+    {},
+    { tp: { ranks: 3, weights: [2, 1, 1], memoryBytes: null }, onDeath: (message) => (death = message) },
+  );
   expect(cut.engine.info.engine).toContain("3 ranks");
   expect(await answers(cut)).toEqual(expected);
   const health = await fetch(`${cut.url}/health`);
@@ -39,5 +43,5 @@ test("3 unequal ranks, one of them without heads, answer as one does: together, 
 }, 300_000);
 
 test("ranks that cannot load end the start with the reason", async () => {
-  await expect(serveTiny(`${folder}-nowhere`, {}, { tp: { ranks: 2, weights: null } })).rejects.toThrow(/nowhere/);
+  await expect(serveTiny(`${folder}-nowhere`, {}, { tp: { ranks: 2, weights: null, memoryBytes: null } })).rejects.toThrow(/nowhere/);
 }, 120_000);

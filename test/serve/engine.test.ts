@@ -2,7 +2,7 @@
 import fc from "fast-check";
 import { afterAll, afterEach, describe, expect, test, vi } from "vitest";
 import { generateIds, greedy } from "../../src/generate/index.ts";
-import { batchOfDocuments } from "../../src/model/index.ts";
+import { batchOfDocuments, cacheDtypes, PagedCache, type CacheDType } from "../../src/model/index.ts";
 import { JsonConstraints, ServingEngine, type GenerationRequest, type ServingOptions } from "../../src/serve/index.ts";
 import { Random } from "../../src/util/random.ts";
 import { collect, drain, letters, openModel, vocabSize, type RequestResult } from "./fixtures.ts";
@@ -151,6 +151,7 @@ describe("a batch", () => {
     tokenBudget: fc.integer({ min: 1, max: 200 }),
     numBlocks: fc.integer({ min: 6, max: 30 }),
     prefixCache: fc.boolean(),
+    cacheDtype: fc.constantFrom(...cacheDtypes),
   });
   test(
     "gives each request, bit for bit, what it gets alone: chunked, preempted, from the prefix cache, among any others",
@@ -160,9 +161,12 @@ describe("a batch", () => {
       let [preemptions, cached] = [0, 0];
       const check = (
         drawn: readonly (typeof anyRequest extends fc.Arbitrary<infer T> ? T : never)[],
-        { numBlocks, ...options }: { numBlocks: number; maxRunning: number; tokenBudget: number; prefixCache: boolean },
+        {
+          numBlocks,
+          ...options
+        }: { numBlocks: number; maxRunning: number; tokenBudget: number; prefixCache: boolean; cacheDtype: CacheDType },
       ): void => {
-        using serving = open({ ...options, cacheBytes: numBlocks * blockBytes });
+        using serving = open({ ...options, cacheBytes: numBlocks * PagedCache.blockBytes(model.config, options.cacheDtype) });
         const pending = drawn.map(({ length, seed, maxTokens, temperature, penalty, n, logprobs, promptLogprobs, arrival }) => {
           const request: GenerationRequest = {
             // Prompts of a seed are beginnings of one another.
@@ -184,8 +188,9 @@ describe("a batch", () => {
           if (step > 20_000) throw new Error("no progress");
         }
         for (const { request, result } of results) {
-          const key = JSON.stringify(request);
-          if (!known.has(key)) known.set(key, essence(alone(request)));
+          const { cacheDtype } = options;
+          const key = JSON.stringify([cacheDtype, request]);
+          if (!known.has(key)) known.set(key, essence(alone(request, { cacheDtype })));
           expect(essence(result)).toEqual(known.get(key));
         }
         const stats = serving.stats();

@@ -9,7 +9,8 @@ import { operations } from "../../src/server/operations.ts";
 import { errorOf, removeFolder, serveTiny, writeTinyModel, type TestServer } from "./harness.ts";
 
 type Schema = Readonly<Record<string, unknown>>;
-const numRuns = process.env["MOE_LONG"] === "1" ? 1500 : 60;
+/** The same requests each time, or many others. */
+const draws = process.env["MOE_LONG"] === "1" ? { numRuns: 1500 } : { numRuns: 60, seed: 20 };
 
 let folder = "";
 let server: TestServer;
@@ -97,6 +98,46 @@ function validObject(schema: Schema): fc.Arbitrary<unknown> {
   );
 }
 
+/** A field of a schema, however deep, and a body that has a value in it and else what is required. */
+interface Field {
+  readonly name: string;
+  readonly schema: Schema;
+  readonly body: (value: unknown) => unknown;
+}
+function fieldsOf(schema: Schema, prefix = ""): Field[] {
+  const kinds = ((schema["anyOf"] as Schema[] | undefined) ?? [schema]).flatMap(({ type, ...rest }) =>
+    (Array.isArray(type) ? (type as string[]) : [type]).map((one): Schema => ({ ...rest, type: one })),
+  );
+  return kinds.flatMap((kind) => {
+    if (kind["anyOf"] !== undefined) return fieldsOf(kind, prefix);
+    if (kind["type"] === "array") return nested({ name: `${prefix}[]`, schema: (kind["items"] ?? {}) as Schema, body: (item) => [item] });
+    if (kind["type"] !== "object" || kind["properties"] === undefined) return [];
+    const properties = kind["properties"] as Record<string, Schema>;
+    const required = (kind["required"] ?? []) as string[];
+    const base = Object.fromEntries(required.map((key) => [key, fc.sample(valid(properties[key] ?? {}), { numRuns: 1, seed: 3 })[0]]));
+    return Object.entries(properties).flatMap(([key, own]) =>
+      nested({ name: prefix === "" ? key : `${prefix}.${key}`, schema: own, body: (value) => ({ ...base, [key]: value }) }),
+    );
+  });
+}
+function nested(field: Field): Field[] {
+  const inner = fieldsOf(field.schema, field.name).map(({ body, ...rest }) => ({
+    ...rest,
+    body: (value: unknown) => field.body(body(value)),
+  }));
+  return [field, ...inner];
+}
+/** Values of every type, and those just outside of what the field allows. */
+function wrongValues(schema: Schema): unknown[] {
+  const values: unknown[] = [null, true, -1, 0.5, 1e300, 2 ** 53, "", "x", "\ud800", [], [[1]], {}, { a: 1 }];
+  for (const { minimum, exclusiveMinimum, maximum } of [schema, ...((schema["anyOf"] as Schema[] | undefined) ?? [])]) {
+    if (typeof minimum === "number") values.push(minimum - 1, minimum - 0.001);
+    if (typeof exclusiveMinimum === "number") values.push(exclusiveMinimum);
+    if (typeof maximum === "number") values.push(maximum + 1, maximum + 0.001);
+  }
+  return values;
+}
+
 const anything = fc.oneof(
   fc.constantFrom<unknown>(null, true, -1, 0, 0.5, 1e300, -1e300, 2 ** 53, "", "x", [], {}, [[]], [null], [-1], { type: "text" }),
   fc.jsonValue({ maxDepth: 2 }),
@@ -167,8 +208,30 @@ async function check(path: string, schema: Schema, body: unknown): Promise<numbe
   return status;
 }
 
+const withBody = operations.filter((operation) => "request" in operation);
+test.each(withBody.map(({ path, request }) => [path, request.name] as const))(
+  "%s: every field takes what the document allows, and of all else says which field it was",
+  { timeout: 600_000 },
+  async (path, name) => {
+    const schema = schemas[name] ?? {};
+    const fields = fieldsOf(schema);
+    expect(fields.length).toBeGreaterThanOrEqual(Object.keys(schema["properties"] ?? {}).length);
+    for (const field of fields) {
+      const values = wrongValues(field.schema);
+      const statuses = await Promise.all(
+        values.map((value) => {
+          const body = field.body(value);
+          return check(path, schema, path === "/v1/embeddings" || path === "/tokenize" ? body : short(body));
+        }),
+      );
+      // Fields that take anything apart, something among these is wrong.
+      const own = fromJSONSchema(field.schema);
+      if (!values.every((value) => own.safeParse(value).success)) expect(statuses, field.name).toContain(400);
+    }
+  },
+);
+
 describe("requests made from the document", () => {
-  const withBody = operations.filter((operation) => "request" in operation);
   test.each(withBody.map(({ path, request }) => [path, request.name] as const))("%s", { timeout: 600_000 }, async (path, name) => {
     const schema = schemas[name] ?? {};
     const body = valid(schema).map((value) => (path === "/v1/embeddings" || path === "/tokenize" ? value : short(value)));
@@ -178,7 +241,7 @@ describe("requests made from the document", () => {
         const status = await check(path, schema, request);
         statuses.set(status, (statuses.get(status) ?? 0) + 1);
       }),
-      { numRuns, endOnFailure: true },
+      { ...draws, endOnFailure: true },
     );
     // Both kinds were among them, or nothing was tried.
     expect(statuses.get(200) ?? 0).toBeGreaterThan(0);

@@ -16,9 +16,13 @@ export const hiddenSize = 32;
 export const maxPositions = 512;
 
 /** Writes a model of 8 experts in each of two layers, with random weights and a real tokenizer. Its folder is the caller's. */
-export async function writeTinyModel({ template = chatTemplate }: { readonly template?: string | null } = {}): Promise<string> {
+export async function writeTinyModel({
+  template = chatTemplate,
+  numLayers = 2,
+  vocabSize = 1200,
+}: { readonly template?: string | null; readonly numLayers?: number; readonly vocabSize?: number } = {}): Promise<string> {
   const folder = mkdtempSync(join(tmpdir(), "moe-server-"));
-  const size = { vocabSize: 1200, hiddenSize, ffnSize: 24, numLayers: 2, numHeads: 2, numKvHeads: 1, headDim: 16, maxPositions };
+  const size = { vocabSize, hiddenSize, ffnSize: 24, numLayers, numHeads: 2, numKvHeads: 1, headDim: 16, maxPositions };
   const moe = { ...plainRouting, numExperts: 8, topK: 2, expertFfnSize: 24 };
   using engine = new Engine(await loadBackend({ numThreads: 1 }));
   using model = Decoder.initialize(
@@ -44,7 +48,7 @@ export interface TestServer extends RunningServer {
 export async function serveTiny(
   folder: string,
   limits: Partial<Limits> = {},
-  options: Partial<Pick<ServeOptions, "apiKey" | "onDeath" | "cacheBytes" | "speculate" | "tp">> = {},
+  options: Partial<Pick<ServeOptions, "apiKey" | "onDeath" | "cacheBytes" | "cacheDtype" | "speculate" | "draftModel" | "tp">> = {},
 ): Promise<TestServer> {
   const log: LogEntry[] = [];
   const server = await startServer({

@@ -1,7 +1,7 @@
 /** `moe chat`: a conversation on the terminal, or line by line from a pipe. */
 import { createInterface } from "node:readline";
 import { Option, type Command } from "commander";
-import { blockTokens, PagedCache } from "../../model/index.ts";
+import { blockTokens, cacheDtypes, PagedCache, type CacheDType } from "../../model/index.ts";
 import { ChatSession, ServingEngine } from "../../serve/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
@@ -18,7 +18,7 @@ interface ChatFlags {
   readonly repetitionPenalty: number;
   readonly seed: number;
   readonly dtype?: string;
-  readonly cacheDtype?: "f32" | "bf16";
+  readonly kvDtype?: CacheDType;
 }
 
 export function addChat(program: Command): void {
@@ -36,7 +36,7 @@ export function addChat(program: Command): void {
     .option("--repetition-penalty <x>", "1: none", decimal(0), 1)
     .option("--seed <n>", "seed of the sampler", wholeNumber(0), 0)
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
-    .addOption(new Option("--cache-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16"]))
+    .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
     .action(chat);
 }
 
@@ -45,7 +45,7 @@ async function chat(path: string, flags: ChatFlags): Promise<void> {
   const { model, tokenizer } = session;
   if (tokenizer.chatTemplate === undefined)
     throw new MoeError("usage", `chat: ${path} has no chat template: it was not trained to converse (moe generate continues a text)`);
-  const { maxTokens, temperature, topP, topK, minP, repetitionPenalty, seed, cacheDtype = model.dtype } = flags;
+  const { maxTokens, temperature, topP, topK, minP, repetitionPenalty, seed, kvDtype: cacheDtype = model.dtype } = flags;
   const maxContext = flags.maxContext ?? Math.min(model.config.maxPositions, 8192);
   const cacheBytes = Math.ceil(maxContext / blockTokens) * PagedCache.blockBytes(model.config, cacheDtype);
   using serving = new ServingEngine(model, tokenizer, { cacheBytes, cacheDtype, maxContext, maxRunning: 1 });

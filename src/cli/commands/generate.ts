@@ -3,6 +3,7 @@ import { Option, type Command } from "commander";
 import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
 import { generateText, type Generation } from "../../generate/index.ts";
 import { describePlan, generateParallel, gigabytes, planModel, type RankReport } from "../../generate/parallel.ts";
+import { cacheDtypes, type CacheDType } from "../../model/index.ts";
 import { encodeChat } from "../../tokenizer/chat.ts";
 import { MoeError } from "../../util/errors.ts";
 import type { Tokenizer } from "../../tokenizer/tokenizer.ts";
@@ -21,7 +22,7 @@ interface GenerateFlags {
   readonly seed: number;
   readonly stop?: string[];
   readonly dtype?: string;
-  readonly cacheDtype?: "f32" | "bf16" | "fp8";
+  readonly kvDtype?: CacheDType;
   readonly tp?: number;
   readonly tpWeights?: number[];
   readonly tpMemory?: number[];
@@ -43,7 +44,7 @@ export function addGenerate(program: Command): void {
     .option("--seed <n>", "seed of the sampler", wholeNumber(0), 0)
     .option("--stop <text...>", "end before this text")
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
-    .addOption(new Option("--cache-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16", "fp8"]))
+    .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
     .option("--tp <n>", "cut the model over n ranks, threads of this process, and print the plan", wholeNumber(1))
     .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
     .option("--tp-memory <list>", "GB that each rank can hold, for example 24,24,16 (default: no limit)", numbers(0))
@@ -93,7 +94,7 @@ async function generateOnRanks(
   ranks: number,
   output: Output,
 ): Promise<Generation & { ranks: readonly RankReport[] }> {
-  const { tpWeights: weights, tpMemory, cacheDtype } = flags;
+  const { tpWeights: weights, tpMemory, kvDtype: cacheDtype } = flags;
   for (const [option, list] of Object.entries({ "--tp-weights": weights, "--tp-memory": tpMemory })) {
     if (list !== undefined && list.length !== ranks)
       throw new MoeError("usage", `generate: ${option}: expected a number for each of ${ranks} ranks, got ${list.length}`);
@@ -121,6 +122,6 @@ function encodePrompt(tokenizer: Tokenizer, { prompt = "", chat }: GenerateFlags
     : tokenizer.encode(prompt);
 }
 function generateOptions(flags: GenerateFlags) {
-  const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, cacheDtype } = flags;
+  const { maxTokens, temperature, topP, topK, repetitionPenalty, seed, stop, kvDtype: cacheDtype } = flags;
   return { maxTokens, temperature, topP, topK, repetitionPenalty, seed, ...(stop && { stop }), ...(cacheDtype && { cacheDtype }) };
 }

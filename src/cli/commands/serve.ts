@@ -1,8 +1,9 @@
 /** `moe serve`: an OpenAI-compatible server of one model. */
 import { basename, resolve } from "node:path";
 import { Option, type Command } from "commander";
-import { describePlan, planModel } from "../../generate/parallel.ts";
-import { makeLog, startServer } from "../../server/index.ts";
+import { describePlan, gigabytes } from "../../generate/parallel.ts";
+import { cacheDtypes, type CacheDType } from "../../model/index.ts";
+import { makeLog, planServing, startServer, type EngineSettings, type TensorParallelSettings } from "../../server/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, numbers, wholeNumber } from "../options.ts";
 import { formatBytes, formatCount, Output } from "../output.ts";
@@ -19,11 +20,13 @@ interface ServeFlags {
   readonly timeout: number;
   readonly drainTimeout: number;
   readonly dtype?: string;
-  readonly kvDtype?: string;
+  readonly kvDtype?: CacheDType;
   readonly kvMemory?: number;
   readonly speculate?: "ngram";
+  readonly draftModel?: string;
   readonly tp?: number;
   readonly tpWeights?: number[];
+  readonly tpMemory?: number[];
   readonly apiKey?: string;
   readonly jsonLogs?: boolean;
 }
@@ -42,15 +45,17 @@ export function addServe(program: Command): void {
     .option("--timeout <seconds>", "an answer may take so long", decimal(0.001), 600)
     .option("--drain-timeout <seconds>", "at the end, answers under way get so long", decimal(0), 30)
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
-    .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(["f32", "bf16"]))
+    .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
     .option(
       "--kv-memory <MiB>",
       "memory of the KV cache (default: what max-batch contexts need, half of what is free at most)",
       wholeNumber(1),
     )
     .addOption(new Option("--speculate <how>", "guess tokens ahead; changes speed only").choices(["ngram"]))
+    .option("--draft-model <path>", "a smaller model with the same vocabulary that guesses tokens ahead")
     .option("--tp <n>", "cut the model over n ranks, threads of this process; prints the plan", wholeNumber(1))
     .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
+    .option("--tp-memory <list>", "GB that each rank can hold of weights and cache, for example 24,24,16 (default: no limit)", numbers(0))
     .addOption(new Option("--api-key <key>", "asked for on every route but /health").env("MOE_API_KEY"))
     .option("--json-logs", "log one JSON object a line")
     .action(serve);
@@ -62,10 +67,13 @@ function port(text: string): number {
   return value;
 }
 
-function tensorParallel({ tp, tpWeights }: ServeFlags): { ranks: number; weights: number[] | null } | null {
-  if (tpWeights !== undefined && tpWeights.length !== tp)
-    throw new MoeError("usage", `--tp-weights: expected a number for each rank of --tp, got ${tpWeights.length} for ${tp ?? "none"}`);
-  return tp === undefined ? null : { ranks: tp, weights: tpWeights ?? null };
+function tensorParallel({ tp, tpWeights, tpMemory }: ServeFlags): TensorParallelSettings | null {
+  for (const [option, list] of Object.entries({ "--tp-weights": tpWeights, "--tp-memory": tpMemory })) {
+    if (list !== undefined && list.length !== tp)
+      throw new MoeError("usage", `${option}: expected a number for each rank of --tp, got ${list.length} for ${tp ?? "none"}`);
+  }
+  if (tp === undefined) return null;
+  return { ranks: tp, weights: tpWeights ?? null, memoryBytes: tpMemory?.map((gigabytes) => gigabytes * 1e9) ?? null };
 }
 
 async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
@@ -74,31 +82,39 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
   if (flags.apiKey === "") throw new MoeError("usage", "--api-key: expected a key, got an empty one");
   const dtype = modelDtype(flags.dtype) ?? null;
   const tp = tensorParallel(flags);
+  if (flags.speculate !== undefined && flags.draftModel !== undefined)
+    throw new MoeError("usage", "--speculate and --draft-model: expected one of them, got both");
+  let settings: EngineSettings = {
+    modelPath,
+    dtype,
+    cacheDtype: flags.kvDtype ?? null,
+    maxBatch: flags.maxBatch,
+    maxContext: flags.maxContext ?? null,
+    cacheBytes: flags.kvMemory === undefined ? null : flags.kvMemory * 2 ** 20,
+    speculate: flags.speculate ?? null,
+    draftModel: flags.draftModel ?? null,
+    tp,
+  };
   if (tp !== null) {
-    const { ranks, weights } = tp;
-    const { plan } = planModel(modelPath, { ranks, ...(weights === null ? {} : { weights }), ...(dtype === null ? {} : { dtype }) });
+    // Decided here, so that what is printed is what is done.
+    const { plan, cacheBytes } = planServing(settings, tp);
     for (const message of describePlan(plan)) log.write({ level: "info", message });
+    settings = { ...settings, cacheBytes };
   }
   let end: (exitCode: number) => void = () => undefined;
   const ended = new Promise<number>((done) => {
     end = done;
   });
   const server = await startServer({
-    modelPath,
+    ...settings,
     modelName: flags.name ?? basename(resolve(modelPath)),
-    dtype,
-    cacheDtype: flags.kvDtype ?? null,
-    maxContext: flags.maxContext ?? null,
-    cacheBytes: flags.kvMemory === undefined ? null : flags.kvMemory * 2 ** 20,
-    speculate: flags.speculate ?? null,
-    tp,
     host: flags.host,
     port: flags.port,
     apiKey: flags.apiKey ?? null,
     version: version(),
     log,
     limits: {
-      maxBatch: flags.maxBatch,
+      maxBatch: settings.maxBatch,
       maxQueue: flags.maxQueue,
       timeoutMs: flags.timeout * 1000,
       drainMs: flags.drainTimeout * 1000,
@@ -116,6 +132,10 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     cache: formatBytes(info.cacheBytes),
     engine: info.engine,
   });
+  for (const [rank, { plannedBytes, heldBytes }] of info.ranks.entries()) {
+    const message = `rank ${rank} holds ${gigabytes(heldBytes)} GB of weights and cache, planned ${gigabytes(plannedBytes)} GB`;
+    log.write({ level: "info", message });
+  }
   const onSignal = (signal: string): void => {
     log.write({ level: "info", message: `${signal}: finishing what is under way` });
     end(0);
