@@ -2,7 +2,7 @@
 import { hasExperts, windowOfLayer, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { Attention, Block, Experts, FeedForward, GatheredNorm, Linear, MoeBlock, RmsNorm, Router, SharedExpert } from "../nn/index.ts";
 import type { TensorGroup } from "../parallel/group.ts";
-import { headSegments, ownedKvHeads } from "../parallel/share.ts";
+import { headSegments, ownedKvHeads } from "../config/rank-share.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";

@@ -10,7 +10,7 @@
 import type { Fp8Scaling } from "../backend/kernels.ts";
 import type { ModelConfig } from "../config/model.ts";
 import type { TensorGroup } from "../parallel/group.ts";
-import type { RankShare } from "../parallel/share.ts";
+import type { RankShare } from "../config/rank-share.ts";
 import { embedding, linear, numElements, type Shape, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";

@@ -6,7 +6,7 @@
  * Legend: T tokens, H hidden, Q = query heads * headDim, C = key-value heads * headDim, S rows of keys and values.
  */
 import { activationDtype, type TensorGroup } from "../parallel/group.ts";
-import type { HeadSegment } from "../parallel/share.ts";
+import type { HeadSegment } from "../config/rank-share.ts";
 import { attentionSegments, castTo, linearMany, ropeInPlace, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";

@@ -12,8 +12,23 @@ export {
 export { activationDtype, columnsOf, TensorGroup } from "./group.ts";
 export { Lockstep } from "./lockstep.ts";
 export { createLocalGroup, openLocalWorld, type LocalRankMemory } from "./local.ts";
-export { describePlan, gigabytes, tensorParallelPlan, type RankPlan, type TensorParallelOptions, type TensorParallelPlan } from "./plan.ts";
-export { rankMemory, type MemoryFormat, type RankMemory, type ScaleLayout, type WeightFormat } from "./rank-memory.ts";
+export {
+  describePlan,
+  gigabytes,
+  tensorParallelPlan,
+  type RankPlan,
+  type TensorParallelOptions,
+  type TensorParallelPlan,
+} from "../config/tensor-parallel.ts";
+export { rankMemory, type MemoryFormat, type RankMemory, type ScaleLayout, type WeightFormat } from "../config/rank-memory.ts";
 export { runRank, startRanks, type RankContext, type Ranks, type RanksOptions } from "./ranks.ts";
-export { headSegments, kvHeadsOf, ownedKvHeads, wholeShare, type ExpertMode, type HeadSegment, type RankShare } from "./share.ts";
+export {
+  headSegments,
+  kvHeadsOf,
+  ownedKvHeads,
+  wholeShare,
+  type ExpertMode,
+  type HeadSegment,
+  type RankShare,
+} from "../config/rank-share.ts";
 export { addTraffic, copyTraffic, trafficSince, trafficTable } from "./traffic.ts";

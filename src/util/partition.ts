@@ -6,7 +6,7 @@
  * the rank that would finish its next one first (ties: the lower rank). For equal speeds that is `divmod`: the first
  * total % ranks ranks get one more. Shares by largest remainder, the other usual rule, are as fair but can make the slowest rank slower.
  *
- * Not here: what a unit costs and what fits into memory (`src/parallel/plan.ts`).
+ * Not here: what a unit costs and what fits into memory (`src/config/tensor-parallel.ts`).
  */
 import { MoeError } from "./errors.ts";
 

@@ -10,11 +10,11 @@
  * An uneven cut of equal ranks is not faster than padding every count to a multiple of the ranks (36 heads over 8 ranks: 5 on the slowest
  * either way): it saves memory. The notes of a plan say where that is so.
  */
-import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { hasExperts, type ModelConfig } from "./model.ts";
 import { MoeError } from "../util/errors.ts";
 import { equalSpeeds, intervalLength, partition, type Interval } from "../util/partition.ts";
 import { paddedHeads, paddedMemory, rankMemory, type MemoryFormat, type RankMemory } from "./rank-memory.ts";
-import { kvHeadsOf, type ExpertMode, type RankShare } from "./share.ts";
+import { kvHeadsOf, type ExpertMode, type RankShare } from "./rank-share.ts";
 
 export interface TensorParallelOptions {
   readonly ranks: number;

@@ -5,7 +5,7 @@
  * of query heads of one key-value head, that head is on both sides (9 query heads over 3 on 2 ranks: [5, 4] with key-value
  * heads 0..1 and 1..2). The rank with a group's first query head owns its key-value head; only gathering needs to know.
  */
-import type { ModelConfig } from "../config/model.ts";
+import type { ModelConfig } from "./model.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";
 
 /** How experts are cut: whole experts a rank (EDP, arXiv 2406.06563, appendix B), or columns of every expert. */

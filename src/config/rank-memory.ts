@@ -5,9 +5,9 @@
  * Norm weights, biases and routers are f32 and whole on every rank; matrices of attention and networks are in the format;
  * embedding and head are too, except under FP8, which keeps them in bf16.
  */
-import { hasExperts, type ModelConfig } from "../config/model.ts";
+import { hasExperts, type ModelConfig } from "./model.ts";
 import { intervalLength } from "../util/partition.ts";
-import type { RankShare } from "./share.ts";
+import type { RankShare } from "./rank-share.ts";
 
 export type WeightFormat = "f32" | "bf16" | "fp8";
 /** FP8 scales, f32: one a matrix, one an output row, or one a block of 128 x 128. */

@@ -1,10 +1,10 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { modelPresets } from "../config/model-presets.ts";
-import type { ModelConfig } from "../config/model.ts";
+import { modelPresets } from "./model-presets.ts";
+import type { ModelConfig } from "./model.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";
-import { describePlan, tensorParallelPlan } from "./plan.ts";
-import { headSegments, kvHeadsOf, ownedKvHeads } from "./share.ts";
+import { describePlan, tensorParallelPlan } from "./tensor-parallel.ts";
+import { headSegments, kvHeadsOf, ownedKvHeads } from "./rank-share.ts";
 
 const skywork = modelPresets["skywork-moe"];
 const smollm = modelPresets["smollm2-135m"];
