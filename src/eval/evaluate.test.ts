@@ -131,6 +131,21 @@ describe("reports", () => {
     expect(programs.every((program) => program.startsWith("def f():\n") && program.includes("\ndef check(g):"))).toBe(true);
     expect(results.results["humaneval"]?.["pass@1,create_test"]).toBe(0.5);
   });
+  test("without a runner, programs run in the sandbox, and the evaluation waits for them", async () => {
+    // Whatever the model writes stands between quotes: the first program passes, the second does not.
+    const row = (i: number): unknown => ({
+      task_id: `t/${i}`,
+      prompt: "def f():\n    return 1\n\ntext = r\'\'\'",
+      test: `\'\'\'\ndef check(g):\n    assert g() == ${i + 1}\n`,
+      entry_point: "f",
+    });
+    const programs = join(folder, "programs");
+    mkdirSync(programs);
+    writeFileSync(join(programs, "HumanEval.jsonl"), lines([row(0), row(1)]));
+    const { results, samples } = await run(["humaneval"], { data: programs });
+    expect(samples.get("humaneval")?.map((record) => record["pass@1"])).toEqual([1, 0]);
+    expect(results.results["humaneval"]?.["pass@1,create_test"]).toBe(0.5);
+  }, 120_000);
 });
 
 describe("kept answers", () => {

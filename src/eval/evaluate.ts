@@ -263,7 +263,8 @@ async function runPrograms(
   using sandbox = options.runCode === undefined ? new Sandbox(defaultProgramLimits) : null;
   const runCode: CodeRunner = options.runCode ?? (async (program) => (await sandbox?.run(program))?.passed === true);
   let done = 0;
-  return Promise.all(
+  // Awaited here, not returned as a promise: the sandbox closes where this function ends.
+  return await Promise.all(
     completed.map(async ({ doc: { doc, docId }, text }) => {
       const program = task.program?.(task.filters[0]?.apply(text, doc) ?? text, doc) ?? "";
       const key = hashText(`program ${program}`).slice(0, 40);
