@@ -135,8 +135,8 @@ describe("reports", () => {
     // Whatever the model writes stands between quotes: the first program passes, the second does not.
     const row = (i: number): unknown => ({
       task_id: `t/${i}`,
-      prompt: "def f():\n    return 1\n\ntext = r\'\'\'",
-      test: `\'\'\'\ndef check(g):\n    assert g() == ${i + 1}\n`,
+      prompt: "def f():\n    return 1\n\ntext = r'''",
+      test: `'''\ndef check(g):\n    assert g() == ${i + 1}\n`,
       entry_point: "f",
     });
     const programs = join(folder, "programs");
