@@ -12,8 +12,8 @@ export const rootDir = dirname(nativeDir);
 
 /** Compiled once. Every other native/*.c is a kernel file, compiled once per instruction set. */
 export const runtimeFiles = ["context.c", "memory.c"];
-/** Runtime of the native library alone: files, copies, CPUID. */
-export const nativeOnlyFiles = ["system.c"];
+/** Of the native library alone: files, copies, CPUID; communicators between threads. */
+export const nativeOnlyFiles = ["system.c", "ranks/shared.c"];
 
 /** @returns {string[]} names of the kernel files, sorted */
 export function kernelFiles() {

@@ -71,11 +71,24 @@ export class ControlBlock {
     Atomics.store(this.#fields, field.bells + this.size + rank, 0);
   }
 
-  /** Of the native world, which one rank makes; 0 before. */
-  get address(): number {
-    return Number(Atomics.load(this.#address, 0));
-  }
+  /** Of the native world, which rank 0 makes; `noWorld` where it computes with something else. */
   set address(address: number) {
     Atomics.store(this.#address, 0, BigInt(address));
+    for (let rank = 0; rank < this.size; rank++) this.ring(rank);
+  }
+  /** By another rank: rank 0's world. Throws `communication` after the timeout and when the group was ended. */
+  awaitAddress(rank: number, timeoutMs: number): number {
+    for (const until = performance.now() + timeoutMs; ;) {
+      const seen = this.bell(rank);
+      const address = Number(Atomics.load(this.#address, 0));
+      if (address !== 0) return address;
+      this.check();
+      const left = until - performance.now();
+      if (left <= 0) this.abort(`rank ${rank} waited ${timeoutMs / 1000} s for rank 0 to start`);
+      else this.sleep(rank, seen, left);
+    }
   }
 }
+
+/** Says that rank 0 has no native memory. */
+export const noWorld = -1;

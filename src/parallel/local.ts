@@ -3,10 +3,14 @@
  */
 import { MessageChannel, type MessagePort } from "node:worker_threads";
 import type { Backend } from "../backend/backend.ts";
-import { ControlBlock, controlBytes } from "./control-block.ts";
+import { NativeBackend } from "../backend/native/backend.ts";
+import { MoeError } from "../util/errors.ts";
+import { ControlBlock, controlBytes, noWorld } from "./control-block.ts";
 import { GroupCommunicator } from "./group-communicator.ts";
 import { Mailroom, type WaitOptions } from "./mailroom.ts";
 import { worldMessageDriver } from "./message-driver.ts";
+import { NativeDriver } from "./native-driver.ts";
+import { SharedWorld } from "./shared-world.ts";
 
 /** What one rank gets, by `workerData`; its ports must be in the transfer list. */
 export interface LocalRankMemory {
@@ -33,9 +37,41 @@ export function createLocalGroup(size: number): LocalRankMemory[] {
   return ports.map((own, rank) => ({ rank, size, control, ports: own }));
 }
 
-/** The communicator of all ranks, for the thread of one of them. */
-export function openLocalWorld(backend: Backend, { rank, size, control, ports }: LocalRankMemory, options: WaitOptions): GroupCommunicator {
-  const mailroom = new Mailroom(rank, new ControlBlock(control, size), ports, options);
+/** The communicator of all ranks, and its end. */
+export interface LocalWorld extends Disposable {
+  readonly communicator: GroupCommunicator;
+  /** Ends the group with the reason that this rank failed. Others then leave its memory alone, so it comes before that goes. */
+  fail(message: string): void;
+}
+
+/**
+ * For the thread of one rank. Ranks that compute natively read each other's memory; others send messages. Throws `communication` where
+ * ranks do not compute alike.
+ */
+export function openLocalWorld(backend: Backend, memory: LocalRankMemory, options: WaitOptions): LocalWorld {
+  const { rank, size, ports } = memory;
+  const control = new ControlBlock(memory.control, size);
   const members = [...Array(size).keys()];
-  return new GroupCommunicator(backend, worldMessageDriver(backend, mailroom, size), { name: "world", rank, members });
+  const identity = { name: "world", rank, members };
+  if (backend instanceof NativeBackend) {
+    const world = new SharedWorld(backend, control, rank, options.timeoutMs);
+    const driver = new NativeDriver(world, members, { parent: 0, split: 0, index: 0 });
+    return {
+      communicator: new GroupCommunicator(backend, driver, identity),
+      fail: (message) => world.abort(message),
+      [Symbol.dispose]: () => world.leave(),
+    };
+  }
+  if (rank === 0) control.address = noWorld;
+  else if (control.awaitAddress(rank, options.timeoutMs) !== noWorld)
+    throw new MoeError(
+      "communication",
+      `rank 0 computes natively, rank ${rank} with ${backend.name}: ranks of one group must compute alike`,
+    );
+  const mailroom = new Mailroom(rank, control, ports, options);
+  return {
+    communicator: new GroupCommunicator(backend, worldMessageDriver(backend, mailroom, size), identity),
+    fail: (message) => control.abort(message),
+    [Symbol.dispose]: () => ports.forEach((port) => port?.close()),
+  };
 }

@@ -19,7 +19,7 @@ import { Engine } from "../tensor/index.ts";
 import { MoeError, type ErrorKind } from "../util/errors.ts";
 import type { Communicator } from "./communicator.ts";
 import { ControlBlock } from "./control-block.ts";
-import { createLocalGroup, openLocalWorld, type LocalRankMemory } from "./local.ts";
+import { createLocalGroup, openLocalWorld, type LocalRankMemory, type LocalWorld } from "./local.ts";
 
 export interface RanksOptions {
   readonly size: number;
@@ -79,7 +79,7 @@ export function startRanks({ size, entry, data, timeoutMs = 600_000, backend, on
   const errors: Error[] = [];
   const fail = (rank: number, error: Error): void => {
     errors.push(error);
-    control.abort(`rank ${rank} failed: ${error.message}`);
+    control.abort(failure(rank, error.message));
   };
   const ended = workers.map((worker, rank) => rankResult(worker, rank, fail, onMessage));
   const results = Promise.all(ended).then((list) => {
@@ -147,26 +147,39 @@ export async function runRank(body: (context: RankContext) => unknown): Promise<
   if (port === null || init === null || typeof init !== "object" || !("memory" in init))
     throw new MoeError("internal", "runRank: this thread is no rank, it was not started by startRanks");
   const report = (message: RankReport): void => port.postMessage(message);
-  const { rank, size } = init.memory;
-  const control = new ControlBlock(init.memory.control, size);
+  const control = new ControlBlock(init.memory.control, init.memory.size);
   try {
     using engine = new Engine(await loadBackend(init.backend));
-    const communicator = openLocalWorld(engine.backend, init.memory, init);
-    const result: unknown = await body({
-      communicator,
+    using world = openLocalWorld(engine.backend, init.memory, init);
+    const context: RankContext = {
+      communicator: world.communicator,
       engine,
       data: init.data,
       emit: (message) => report({ type: "message", message }),
-    });
+    };
+    const result: unknown = await runBody(body, context, world);
     report({ type: "result", result });
   } catch (error) {
     const text = error instanceof Error ? error.message : String(error);
     // First the others, who may be waiting; then whoever started us.
-    control.abort(`rank ${rank} failed: ${text}`);
+    control.abort(failure(init.memory.rank, text));
     const kind = error instanceof MoeError ? error.kind : null;
     report({ type: "error", kind, message: kind === null && error instanceof Error ? (error.stack ?? text) : text });
   } finally {
     // A body that listened to the port would keep the thread.
     port.close();
   }
+}
+
+/** Ends the group where the body fails, while this rank's memory is still there. */
+async function runBody(body: (context: RankContext) => unknown, context: RankContext, world: LocalWorld): Promise<unknown> {
+  try {
+    return await body(context);
+  } catch (error) {
+    world.fail(failure(context.communicator.rank, error instanceof Error ? error.message : String(error)));
+    throw error;
+  }
+}
+function failure(rank: number, text: string): string {
+  return `rank ${rank} failed: ${text}`;
 }

@@ -21,12 +21,12 @@ export class NativeBackend implements Backend {
   readonly isa: NativeIsa;
   readonly numThreads: number;
   readonly kernels: Kernels;
-  readonly #library: NativeLibrary;
+  readonly library: NativeLibrary;
   #context: number;
 
   /** Starts `numThreads - 1` threads. Throws `resource` without memory for it. */
   constructor(library: NativeLibrary, isa: NativeIsa, numThreads: number) {
-    this.#library = library;
+    this.library = library;
     this.isa = isa;
     this.#context = library.runtime.contextCreate(numThreads);
     if (this.#context === 0) throw new MoeError("resource", "native backend: no memory for a context");
@@ -42,13 +42,13 @@ export class NativeBackend implements Backend {
   alloc(byteLength: number): Ptr {
     if (!Number.isSafeInteger(byteLength) || byteLength < 0)
       throw new MoeError("internal", `native alloc: expected a count of bytes, got ${byteLength}`);
-    const ptr = this.#library.runtime.alloc(this.#live, byteLength);
+    const ptr = this.library.runtime.alloc(this.#live, byteLength);
     if (ptr === 0) throw new MoeError("resource", `out of memory: asked for ${byteLength} bytes with ${this.liveBytes} bytes live`);
     return ptr;
   }
 
   free(ptr: Ptr): void {
-    if (ptr === 0 || this.#library.runtime.free(this.#live, ptr) !== 0) {
+    if (ptr === 0 || this.library.runtime.free(this.#live, ptr) !== 0) {
       throw new MoeError(
         "internal",
         `native free: expected the address of a live allocation, got ${ptr} (freed twice, or never allocated)`,
@@ -57,24 +57,24 @@ export class NativeBackend implements Backend {
   }
 
   get liveBytes(): number {
-    return this.#context === 0 ? 0 : this.#library.runtime.liveBytes(this.#context);
+    return this.#context === 0 ? 0 : this.library.runtime.liveBytes(this.#context);
   }
   get peakBytes(): number {
-    return this.#context === 0 ? 0 : this.#library.runtime.peakBytes(this.#context);
+    return this.#context === 0 ? 0 : this.library.runtime.peakBytes(this.#context);
   }
   resetPeak(): void {
-    this.#library.runtime.resetPeak(this.#live);
+    this.library.runtime.resetPeak(this.#live);
   }
   trim(): void {
-    this.#library.runtime.trim(this.#live);
+    this.library.runtime.trim(this.#live);
   }
 
   read(target: ArrayBufferView, ptr: Ptr): void {
-    if (target.byteLength > 0) this.#library.runtime.copyOut(target, ptr, target.byteLength);
+    if (target.byteLength > 0) this.library.runtime.copyOut(target, ptr, target.byteLength);
   }
 
   write(ptr: Ptr, source: ArrayBufferView): void {
-    if (source.byteLength > 0) this.#library.runtime.copyIn(ptr, source, source.byteLength);
+    if (source.byteLength > 0) this.library.runtime.copyIn(ptr, source, source.byteLength);
   }
 
   view(ptr: Ptr, byteLength: number): Uint8Array {
@@ -82,12 +82,12 @@ export class NativeBackend implements Backend {
     if (ptr === 0 || byteLength < 0 || byteLength > maxViewBytes) {
       throw new MoeError("internal", `native view: expected an address and 0 to ${maxViewBytes} bytes, got ${byteLength} bytes at ${ptr}`);
     }
-    return this.#library.view(ptr, byteLength);
+    return this.library.view(ptr, byteLength);
   }
 
   /** Throws `file` where the path is not a readable file. The mapping is the page cache itself and counts in no statistics. */
   mapFile(path: string): MappedFile {
-    const { runtime } = this.#library;
+    const { runtime } = this.library;
     const [address, size] = [new BigUint64Array(1), new BigUint64Array(1)];
     const error = runtime.mapFile(path, address, size);
     if (error !== 0) throw fileError(path, "a readable file", runtime.errorText(error));
@@ -106,18 +106,18 @@ export class NativeBackend implements Backend {
 
   /** Chunks of nothing, `times` times: what the thread pool itself costs (benchmarks and tests). */
   emptyParallelFor(numChunks: number, times: number): void {
-    this.#library.runtime.emptyParallelFor(this.#live, numChunks, times);
+    this.library.runtime.emptyParallelFor(this.#live, numChunks, times);
   }
 
   /** Bytes held from the system, free ones included. */
   get mappedBytes(): number {
-    return this.#context === 0 ? 0 : this.#library.runtime.mappedBytes(this.#context);
+    return this.#context === 0 ? 0 : this.library.runtime.mappedBytes(this.#context);
   }
 
   dispose(): void {
     if (this.#context === 0) return;
     retireKernels(this.kernels, "native backend");
-    this.#library.runtime.contextDestroy(this.#context);
+    this.library.runtime.contextDestroy(this.#context);
     this.#context = 0;
   }
 }

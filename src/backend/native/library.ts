@@ -44,6 +44,8 @@ export interface NativeLibrary {
   /** The set to take unless somebody asks for another. */
   readonly defaultIsa: NativeIsa;
   bindKernels(isa: NativeIsa, context: number): Kernels;
+  /** A function of the library that is no kernel, by its C name and koffi's names of types. Throws `internal` where there is none. */
+  bind(symbol: string, result: string, args: readonly string[]): (...args: never[]) => unknown;
   /** The bytes at an address, not a copy. */
   view(ptr: number, byteLength: number): Uint8Array<ArrayBuffer>;
 }
@@ -177,6 +179,11 @@ export async function loadNativeLibrary(override: string | undefined): Promise<N
         const kernel = find(symbol, "void", args) as ((...args: number[]) => void) | null;
         return kernel === null ? null : kernel.bind(null, context);
       }),
+    bind: (symbol, result, args) => {
+      const found = find(symbol, result, args);
+      if (found === null) throw new MoeError("internal", `${path}: expected ${symbol} of this version, got none; rebuild it`);
+      return found;
+    },
     view: (ptr, byteLength) => new Uint8Array(koffi.view(ptr, byteLength)),
   };
 }

@@ -1,0 +1,239 @@
+/**
+ * Communicators whose work is done in C: between threads on native memory (`native/ranks/shared.c`) and between processes over MPI
+ * (`native/ranks/mpi.c`). Both have the same calls, so there is one driver; here is what is left to TypeScript: arguments, patience, and
+ * what an error says.
+ *
+ * A wait in C lasts a slice of time at most. Between two slices this looks whether the group was ended from outside (a thread that died) and
+ * whether the wait has been too long.
+ */
+import type { Ptr } from "../backend/kernels.ts";
+import { MoeError } from "../util/errors.ts";
+import type { OperationName, SumDType } from "./communicator.ts";
+import type { Passage } from "./link.ts";
+import { extentOf, wordOf, type GroupDriver, type Request, type Ticket } from "./operation.ts";
+
+/** C functions with the prefix of a library: `moe_ranks_begin`, `moe_mpi_begin`. Addresses are numbers. */
+export interface NativeCalls {
+  begin(
+    group: number,
+    kind: number,
+    ptr: Ptr,
+    out: Ptr,
+    extent: number,
+    lengths: Float64Array | null,
+    receives: Float64Array | null,
+    dtype: number,
+    peer: number,
+    tag: number,
+    buffered: number,
+    leaveNs: number,
+    arriveNs: number,
+  ): number;
+  poll(operation: number): number;
+  wait(operation: number, ns: number): number;
+  missing(operation: number, ranks: Int32Array): number;
+  mismatch(operation: number, found: Float64Array): void;
+  open(self: number, parent: number, split: number, index: number, members: Int32Array, size: number, rank: number): number;
+}
+export const nativeCallTypes = {
+  begin: [
+    "uintptr_t",
+    "uintptr_t",
+    "int",
+    "uintptr_t",
+    "uintptr_t",
+    "int64_t",
+    "void *",
+    "void *",
+    "int",
+    "int",
+    "int",
+    "int",
+    "double",
+    "double",
+  ],
+  poll: ["double", "uintptr_t"],
+  wait: ["double", "uintptr_t", "double"],
+  missing: ["int", "uintptr_t", "void *"],
+  mismatch: ["void", "uintptr_t", "void *"],
+  open: ["uintptr_t", "uintptr_t", "uintptr_t", "int", "int", "void *", "int", "int"],
+} as const satisfies Record<keyof NativeCalls, readonly [string, ...string[]]>;
+
+/** The rank of the world that groups belong to. */
+export interface NativeHost {
+  readonly calls: NativeCalls;
+  /** Address of this rank's structure in C. */
+  readonly self: number;
+  readonly rank: number;
+  readonly size: number;
+  readonly timeoutMs: number;
+  /** Throws `communication` if the group was ended from outside. */
+  check(): void;
+  /** The group was ended: throws its reason. */
+  ended(): never;
+  /** Ends the group, throws nothing. */
+  abort(message: string): void;
+}
+
+/** In the order of native/ranks/operation.h. */
+const requestKinds = [
+  "allReduce",
+  "reduceScatter",
+  "allGather",
+  "allToAll",
+  "broadcast",
+  "send",
+  "recv",
+  "barrier",
+] as const satisfies readonly OperationName[];
+const dtypes: Readonly<Record<SumDType, number>> = { f32: 0, bf16: 1 };
+const status = { ended: -1, mismatch: -2, failed: -3 } as const;
+
+/** How long a wait stays in C: how late an abort from outside is noticed. */
+const sliceNs = 10e6;
+
+/** Completed before anything can be emulated: C says 1. */
+const noLink = 1;
+
+export class NativeDriver implements GroupDriver {
+  readonly #host: NativeHost;
+  readonly #members: readonly number[];
+  readonly #group: number;
+  #numSplits = 0;
+
+  /** All ranks, or group `index` of a split of `parent`. Throws `resource` without memory. */
+  constructor(
+    host: NativeHost,
+    members: readonly number[],
+    from: { readonly parent: number; readonly split: number; readonly index: number },
+  ) {
+    this.#host = host;
+    this.#members = members;
+    const { parent, split, index } = from;
+    const rank = members.indexOf(host.rank);
+    this.#group = host.calls.open(host.self, parent, split, index, Int32Array.from(members), members.length, rank);
+    if (this.#group === 0) throw new MoeError("resource", `communicator of ranks ${members.join(", ")}: it could not be made`);
+  }
+
+  begin(request: Request, { leaveNs, arriveNs }: Passage): Ticket {
+    const { calls } = this.#host;
+    this.#host.check();
+    const { ptr, out, lengths, receives, dtype, peer, tag, buffered } = argumentsOf(request);
+    const kind = requestKinds.indexOf(request.kind);
+    const extent = extentOf(request);
+    const operation = calls.begin(this.#group, kind, ptr, out, extent, lengths, receives, dtype, peer, tag, buffered, leaveNs, arriveNs);
+    if (operation === 0) throw new MoeError("resource", `${wordOf(request.kind)}: out of memory`);
+    return new NativeTicket(this.#host, operation, request.kind);
+  }
+
+  split(group: readonly number[] | null, index: number): NativeDriver | null {
+    const split = this.#numSplits++;
+    if (group === null) return null;
+    return new NativeDriver(
+      this.#host,
+      group.map((rank) => this.#members[rank] ?? 0),
+      { parent: this.#group, split, index },
+    );
+  }
+  abort(message: string): void {
+    this.#host.abort(message);
+  }
+}
+
+class NativeTicket implements Ticket {
+  completedNs = 0;
+  readonly #host: NativeHost;
+  readonly #operation: number;
+  readonly #kind: OperationName;
+
+  constructor(host: NativeHost, operation: number, kind: OperationName) {
+    this.#host = host;
+    this.#operation = operation;
+    this.#kind = kind;
+  }
+  done(): boolean {
+    return this.#accept(this.#host.calls.poll(this.#operation));
+  }
+  wait(): void {
+    let deadline = 0;
+    while (!this.#accept(this.#host.calls.wait(this.#operation, sliceNs))) {
+      const now = performance.now();
+      if (deadline === 0) deadline = now + this.#host.timeoutMs - sliceNs / 1e6;
+      else if (now >= deadline) this.#giveUp();
+    }
+  }
+  /** Whether the operation is over; it is gone then. */
+  #accept(value: number): boolean {
+    if (value > 0) {
+      this.completedNs = value > noLink ? value : 0;
+      return true;
+    }
+    const host = this.#host;
+    host.check();
+    if (value === status.mismatch) this.#mismatch();
+    if (value === status.ended || value === status.failed) host.ended();
+    return false;
+  }
+  #mismatch(): never {
+    const found = new Float64Array(6);
+    this.#host.calls.mismatch(this.#operation, found);
+    const place = (at: number): string =>
+      `rank ${found[at]} in ${wordOf(requestKinds[found[at + 1] ?? 0] ?? "barrier")} of ${found[at + 2]}`;
+    this.#host.abort(`ranks are at different places: ${place(0)}, ${place(3)}`);
+    return this.#host.ended();
+  }
+  #giveUp(): never {
+    const { calls, rank, size, timeoutMs } = this.#host;
+    const ranks = new Int32Array(size);
+    const count = calls.missing(this.#operation, ranks);
+    this.#host.abort(`rank ${rank} waited ${timeoutMs / 1000} s in ${wordOf(this.#kind)} for rank ${ranks.subarray(0, count).join(", ")}`);
+    return this.#host.ended();
+  }
+}
+
+interface Arguments {
+  readonly ptr: Ptr;
+  readonly out: Ptr;
+  readonly lengths: Float64Array | null;
+  readonly receives: Float64Array | null;
+  readonly dtype: number;
+  readonly peer: number;
+  readonly tag: number;
+  readonly buffered: number;
+}
+const absent: Arguments = { ptr: 0, out: 0, lengths: null, receives: null, dtype: 0, peer: 0, tag: 0, buffered: 0 };
+
+function argumentsOf(request: Request): Arguments {
+  switch (request.kind) {
+    case "allReduce":
+      return { ...absent, ptr: request.ptr, dtype: dtypes[request.dtype] };
+    case "reduceScatter":
+      return {
+        ...absent,
+        ptr: request.ptr,
+        out: request.out,
+        lengths: Float64Array.from(request.counts),
+        dtype: dtypes[request.dtype],
+      };
+    case "allGather":
+      return { ...absent, ptr: request.ptr, out: request.out, lengths: Float64Array.from(request.lengths) };
+    case "allToAll":
+      return {
+        ...absent,
+        ptr: request.ptr,
+        out: request.out,
+        lengths: Float64Array.from(request.sendLengths),
+        receives: Float64Array.from(request.recvLengths),
+      };
+    case "broadcast":
+      return { ...absent, ptr: request.ptr, peer: request.root };
+    case "send":
+      return { ...absent, ptr: request.ptr, peer: request.peer, tag: request.tag, buffered: request.buffered ? 1 : 0 };
+    case "recv":
+      return { ...absent, ptr: request.ptr, peer: request.peer, tag: request.tag };
+    case "barrier":
+      return absent;
+    default:
+      return request satisfies never;
+  }
+}
