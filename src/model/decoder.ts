@@ -86,7 +86,9 @@ export class Decoder implements Disposable {
   readonly engine: Engine;
   readonly config: ModelConfig;
   readonly dtype: ModelDType;
-  /** All parameters by our names, in the order of `parameterSpecs`. Owned by the decoder. */
+  /** Its parameters: of the whole model, or its parts of those of its layers. */
+  readonly specs: readonly ParameterSpec[];
+  /** Them by our names, in this order. Owned by the decoder. */
   readonly parameters: ReadonlyMap<string, Tensor>;
   /** The model's layers that this decoder has: all, but for a pipeline stage. */
   readonly layers: Interval;
@@ -107,7 +109,8 @@ export class Decoder implements Disposable {
     { shard = null, layers = wholeSpan(config) }: DecoderParts = {},
   ) {
     const map = new ParameterMap(parameters);
-    map.check(decoderSpecs(config, dtype, { shard, layers }));
+    this.specs = decoderSpecs(config, dtype, { shard, layers });
+    map.check(this.specs);
     this.#shard = shard;
     this.engine = engine;
     this.config = config;

@@ -29,6 +29,6 @@ export {
 } from "./parameters.ts";
 export { quantizeModel, type QuantizedTensor, type QuantizeOptions, type QuantizeReport } from "./quantize.ts";
 export { compareOutputs, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
-export { generationConfig, saveModel, type SaveOptions } from "./save.ts";
+export { generationConfig, saveModel, saveWholeModel, wholeTensor, type SaveOptions, type WholeModel, type WholeTensor } from "./save.ts";
 export { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

@@ -11,10 +11,12 @@ import { closeSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, s
 import { join } from "node:path";
 import { createSafetensors } from "../checkpoint/safetensors-writer.ts";
 import { openSafetensors } from "../checkpoint/safetensors.ts";
-import { saveModel, type Decoder } from "../model/index.ts";
-import type { Tensor } from "../tensor/index.ts";
-import { fileError } from "../util/errors.ts";
+import type { ModelConfig } from "../config/model.ts";
+import { parameterSpecs, saveWholeModel, type ModelDType, type WholeTensor } from "../model/index.ts";
+import { numElements } from "../tensor/index.ts";
+import { fileError, MoeError } from "../util/errors.ts";
 import { openForReading, readFully, systemError, temporaryName, writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts";
+import { optimizerNames, readParts, type TensorPart } from "./parallel/parts.ts";
 
 /** What a checkpoint keeps besides tensors. */
 export interface TrainingState {
@@ -48,9 +50,10 @@ const optimizerName = "optimizer.safetensors";
 const chunkBytes = 4 << 20;
 
 export interface CheckpointContent {
-  readonly model: Decoder;
-  /** Optimizer tensors by name. */
-  readonly optimizer: ReadonlyMap<string, Tensor>;
+  readonly config: ModelConfig;
+  readonly dtype: ModelDType;
+  /** By name: all parameters of the model, and all tensors of its optimizer, whoever holds them. */
+  readonly tensors: ReadonlyMap<string, WholeTensor>;
   readonly state: CheckpointState;
   /** Puts the tokenizer into the folder. */
   readonly writeTokenizer: (folder: string) => void;
@@ -58,11 +61,12 @@ export interface CheckpointContent {
 
 /** Writes `checkpoints/step-<n>` of a run and returns its path. Throws `resource` on a full disk; nothing is left then. */
 export function saveCheckpoint(runFolder: string, content: CheckpointContent): string {
+  const { config, dtype, tensors } = content;
   const folder = join(runFolder, "checkpoints", `step-${String(content.state.training.step).padStart(8, "0")}`);
   writeDirectoryAtomically(folder, (temporary) => {
-    saveModel(content.model, temporary);
+    saveWholeModel({ config, dtype, parameters: tensors }, temporary);
     content.writeTokenizer(temporary);
-    writeTensors(join(temporary, optimizerName), content.optimizer);
+    writeTensors(join(temporary, optimizerName), optimizerNames(parameterSpecs(config, dtype)), tensors);
     const { training, ...rest } = content.state;
     writeFileAtomically(join(temporary, stateName), `${JSON.stringify({ ...training, ...rest }, null, 2)}\n`);
     const files = Object.fromEntries(filesIn(temporary).map((name) => [name, fingerprint(join(temporary, name))]));
@@ -77,13 +81,22 @@ function filesIn(folder: string): string[] {
     .sort();
 }
 
-function writeTensors(path: string, tensors: ReadonlyMap<string, Tensor>): void {
-  const declarations = [...tensors].map(([name, tensor]) => ({ name, dtype: "F32" as const, shape: tensor.shape }));
-  using writer = createSafetensors(path, declarations);
-  for (const [name, tensor] of tensors) {
-    for (let at = 0; at < tensor.byteLength; at += chunkBytes) {
-      const chunk = new Uint8Array(Math.min(chunkBytes, tensor.byteLength - at));
-      tensor.engine.backend.read(chunk, tensor.ptr + at);
+/** f32 tensors. Throws `internal` where one is missing. */
+function writeTensors(path: string, names: readonly string[], tensors: ReadonlyMap<string, WholeTensor>): void {
+  const chosen = names.map((name) => {
+    const tensor = tensors.get(name);
+    if (tensor?.dtype !== "f32") throw new MoeError("internal", `checkpoint: expected ${name} in f32, got ${tensor?.dtype ?? "nothing"}`);
+    return [name, tensor] as const;
+  });
+  using writer = createSafetensors(
+    path,
+    chosen.map(([name, { shape }]) => ({ name, dtype: "F32" as const, shape })),
+  );
+  for (const [name, tensor] of chosen) {
+    const byteLength = 4 * numElements(tensor.shape);
+    for (let at = 0; at < byteLength; at += chunkBytes) {
+      const chunk = new Uint8Array(Math.min(chunkBytes, byteLength - at));
+      tensor.read(chunk, at);
       writer.write(name, chunk);
     }
   }
@@ -188,20 +201,10 @@ function readState(path: string): CheckpointState {
   };
 }
 
-/** Fills optimizer tensors from a checkpoint. Throws `file` when names or shapes differ. */
-export function readOptimizerTensors(folder: string, tensors: ReadonlyMap<string, Tensor>): void {
+/** Fills this rank's parts of optimizer tensors from a checkpoint, written under whatever layout. Throws `file` when names or shapes differ. */
+export function readOptimizerTensors(folder: string, parts: Iterable<TensorPart>): void {
   using file = openSafetensors(join(folder, optimizerName));
-  for (const [name, tensor] of tensors) {
-    const entry = file.entry(name);
-    if (entry.dtype !== "F32" || entry.shape.join() !== tensor.shape.join()) {
-      throw fileError(file.path, `${name} as F32 [${tensor.shape.join(", ")}]`, `${entry.dtype} [${entry.shape.join(", ")}]`);
-    }
-    for (let at = 0; at < tensor.byteLength; at += chunkBytes) {
-      const chunk = new Uint8Array(Math.min(chunkBytes, tensor.byteLength - at));
-      file.read(name, chunk, at);
-      tensor.engine.backend.write(tensor.ptr + at, chunk);
-    }
-  }
+  readParts(file, parts);
 }
 
 /**
@@ -209,14 +212,17 @@ export function readOptimizerTensors(folder: string, tensors: ReadonlyMap<string
  * `optimizer.safetensors`), and gives the number of updates behind it; null, and nothing is changed, where it carried none. Masters
  * that the file does not have stay as they are made from the weights.
  */
-export function readCarriedOptimizer(folder: string, tensors: ReadonlyMap<string, Tensor>): number | null {
+export function readCarriedOptimizer(folder: string, parts: readonly TensorPart[]): number | null {
   const path = join(folder, "optimizer.json");
   if (!existsSync(path)) return null;
   const { step } = readJson(path) as { step?: unknown };
   if (typeof step !== "number" || !Number.isSafeInteger(step) || step < 0)
     throw fileError(path, 'a whole number "step"', JSON.stringify(step) ?? "none");
   using file = openSafetensors(join(folder, optimizerName));
-  readOptimizerTensors(folder, new Map([...tensors].filter(([name]) => !name.endsWith(".master") || file.tensors.has(name))));
+  readParts(
+    file,
+    parts.filter(({ name }) => !name.endsWith(".master") || file.tensors.has(name)),
+  );
   return step;
 }
 

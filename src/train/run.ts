@@ -31,6 +31,7 @@ import {
   type TrainingState,
 } from "./checkpoint.ts";
 import { evaluate, type Evaluation } from "./evaluate.ts";
+import { optimizerParts, weightParts, wholeTensors } from "./parallel/parts.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
 import {
@@ -117,7 +118,7 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   using trainer = new Trainer(config, model, data.train, { peakFlops, ...from });
   if (checkpoint !== null && state !== null) {
     const { tensors } = trainer.optimizer.state();
-    readOptimizerTensors(checkpoint, tensors);
+    readOptimizerTensors(checkpoint, optimizerParts(model.specs, tensors));
     trainer.optimizer.loadState({ step: state.optimizerStep, tensors });
     truncateRecords(runFolder, state.training.step);
   } else if (config.model.from !== undefined) {
@@ -134,9 +135,9 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
 }
 
 /** What `moe upcycle --optimizer carry` left beside the weights. */
-function takeCarriedOptimizer(from: string, { optimizer }: Trainer, onEvent: TrainOptions["onEvent"]): void {
+function takeCarriedOptimizer(from: string, { optimizer, model }: Trainer, onEvent: TrainOptions["onEvent"]): void {
   const { tensors } = optimizer.state();
-  const step = readCarriedOptimizer(from, tensors);
+  const step = readCarriedOptimizer(from, optimizerParts(model.specs, tensors));
   if (step === null) return;
   optimizer.loadState({ step, tensors });
   onEvent?.({ type: "warning", message: `the optimizer begins with the state of ${step} updates that upcycling carried over (${from})` });
@@ -250,7 +251,14 @@ class Run {
       coefficients: coefficients.state,
       optimizerStep: optimizer.numSteps,
     };
-    const folder = saveCheckpoint(runFolder, { model, optimizer: optimizer.state().tensors, state, writeTokenizer: this.#tokenizer.write });
+    const whole = wholeTensors([...weightParts(model), ...optimizerParts(model.specs, optimizer.state().tensors)]);
+    const folder = saveCheckpoint(runFolder, {
+      config: model.config,
+      dtype: model.dtype,
+      tensors: whole,
+      state,
+      writeTokenizer: this.#tokenizer.write,
+    });
     pruneCheckpoints(runFolder, config.checkpoint.keep);
     this.#timeLeft.save((performance.now() - started) / 1000);
     onEvent?.({ type: "checkpoint", folder });
