@@ -27,6 +27,10 @@ export interface ModelShape extends Pick<
 /** How the training program computes: what a model and a layout leave open. */
 export interface Software {
   readonly computeType: ComputeType;
+  /** Type in which logits are computed. */
+  readonly headType: ComputeType;
+  /** `kept`: a micro-batch's logits stay in memory in f32 until its backward pass; `chunked`: the loss is computed a chunk of rows at a time. */
+  readonly logits: "kept" | "chunked";
   /** `materialized`: scores and probabilities lie in memory (before FlashAttention). */
   readonly attention: "materialized" | "flash";
   /** Dropout on attention's probabilities and both residual branches. */
