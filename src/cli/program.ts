@@ -24,6 +24,7 @@ const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
   serve: async () => (await import("./commands/serve.ts")).addServe,
   eval: async () => (await import("./commands/eval.ts")).addEval,
   export: async () => (await import("./commands/export.ts")).addExport,
+  plan: async () => (await import("./commands/plan.ts")).addPlan,
   quantize: async () => (await import("./commands/quantize.ts")).addQuantize,
 };
 

@@ -28,7 +28,7 @@
  * (ASPLOS 2024), which balances the steady phase only.
  */
 import { MoeError } from "../util/errors.ts";
-import { oneForwardOneBackwardSeconds, pipelineScratch } from "./pipeline-time.ts";
+import { oneForwardOneBackwardSeconds, pipelineScratch, type PipelineScratch } from "./pipeline-time.ts";
 
 /** Seconds of a micro-batch on a stage with these layers (messages that the sender waits for included), and of the end of the step. */
 export interface StageCandidate {
@@ -46,6 +46,18 @@ export interface PartitionProblem {
   readonly candidate: (stage: number, firstLayer: number, numLayers: number) => StageCandidate | null;
   /** Nodes of the search tree that are visited at most. Default 2,000,000. */
   readonly maxNodes?: number;
+  readonly scratch?: PartitionScratch;
+}
+
+/** Memory of one search, for whoever searches often: it grows to what is needed and is written over each time. */
+export class PartitionScratch {
+  #values = new Float64Array(0);
+
+  /** `count` arrays of `size` numbers, with whatever was in them. */
+  arrays(count: number, size: number): Float64Array[] {
+    if (this.#values.length < count * size) this.#values = new Float64Array(count * size);
+    return Array.from({ length: count }, (_, i) => this.#values.subarray(i * size, (i + 1) * size));
+  }
 }
 
 export interface LayerPartition {
@@ -117,17 +129,20 @@ class PartitionSearch {
   readonly #tables: Tables;
   readonly #maxNodes: number;
   readonly #stage: { forward: Float64Array; backward: Float64Array; gradients: Float64Array; counts: Int32Array };
+  readonly #scratch: PipelineScratch;
   #best: number[] | null = null;
   #bestSeconds = Infinity;
   #numNodes = 0;
 
-  constructor({ numStages: P, numLayers: L, numMicroBatches: M, candidate, maxNodes = 2_000_000 }: PartitionProblem) {
+  constructor(problem: PartitionProblem) {
+    const { numStages: P, numLayers: L, numMicroBatches: M, candidate, maxNodes = 2_000_000, scratch = new PartitionScratch() } = problem;
     [this.#P, this.#L, this.#M, this.#maxNodes] = [P, L, M, maxNodes];
-    const size = P * (L + 1) * (L + 1);
-    this.#forward = new Float64Array(size).fill(Infinity);
-    this.#backward = new Float64Array(size);
-    this.#gradients = new Float64Array(size);
-    this.#optimizer = new Float64Array(size);
+    const none = new Float64Array(0);
+    [this.#forward = none, this.#backward = none, this.#gradients = none, this.#optimizer = none] = scratch.arrays(
+      4,
+      P * (L + 1) * (L + 1),
+    );
+    this.#forward.fill(Infinity);
     for (let s = 0; s < P; s++) {
       // Every stage has a layer at least, so a first layer and a count have their ranges.
       for (let first = s; first <= (s === 0 ? 0 : L - P + s); first++) {
@@ -143,6 +158,7 @@ class PartitionSearch {
         }
       }
     }
+    this.#scratch = pipelineScratch(P);
     this.#tables = this.#fillTables();
     this.#stage = {
       forward: new Float64Array(P),
@@ -226,8 +242,7 @@ class PartitionSearch {
   #visit(s: number, first: number, branch: Branch, gradients: number): void {
     const { forward, backward, gradients: exchange, counts } = this.#stage;
     if (s === this.#P) {
-      const seconds =
-        oneForwardOneBackwardSeconds(forward, backward, exchange, this.#P, this.#M, pipelineScratch(this.#P)) + branch.optimizer;
+      const seconds = oneForwardOneBackwardSeconds(forward, backward, exchange, this.#P, this.#M, this.#scratch) + branch.optimizer;
       if (seconds < this.#bestSeconds) [this.#bestSeconds, this.#best] = [seconds, [...counts]];
       return;
     }

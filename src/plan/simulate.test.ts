@@ -222,7 +222,8 @@ test("10,240 devices, each by itself, in 160 pipelines of 64 stages are simulate
   const [P, M, D] = [64, 128, 160];
   const random = new Random(1);
   const replicas = Array.from({ length: D }, () => Array.from({ length: P }, () => 1 + 0.05 * random.uniform()));
-  const start = performance.now();
+  // Time of this process: others share the machine.
+  const start = process.cpuUsage();
   const { seconds, busySeconds, bubbleFraction } = simulateStep({
     schedule: { name: "1f1b", numRanks: P, numMicroBatches: M },
     stages: even(P, 0.01, 0.01, 0.01),
@@ -231,7 +232,8 @@ test("10,240 devices, each by itself, in 160 pipelines of 64 stages are simulate
     replicas,
     stepEnd: Array.from({ length: P }, () => ({ gradientSeconds: 0.1, optimizerSeconds: 0.05 })),
   });
-  expect(performance.now() - start).toBeLessThan(1000);
+  const { user, system } = process.cpuUsage(start);
+  expect((user + system) / 1e6).toBeLessThan(1);
   expect(busySeconds).toHaveLength(10_240);
   expect(seconds).toBeGreaterThan((M + P - 1) * 0.03);
   expect(seconds).toBeLessThan((M + P - 1) * 0.04);

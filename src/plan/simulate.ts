@@ -17,7 +17,7 @@
  * Not here: what an operation takes (`cost.ts`), and the same makespan for plain 1F1B in the time that a search has (`pipeline-time.ts`).
  */
 import { MoeError } from "../util/errors.ts";
-import { pipelineSchedule, type PipelineOperationKind, type PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
+import { peakInFlight, pipelineSchedule, type PipelineOperationKind, type PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
 
 /** One pass of one micro-batch through one stage, recomputation and collectives inside the stage included. */
 export interface StageSeconds {
@@ -85,8 +85,8 @@ export interface SimulatedStep {
   readonly timeline: readonly TimelineEntry[];
 }
 
-/** Operations of all ranks in a row: a schedule in the form that runs fast. */
-interface CompiledSchedule {
+/** Operations of all ranks in a row: a schedule in the form that runs fast, for whoever simulates it often. */
+export interface CompiledSchedule {
   readonly P: number;
   readonly M: number;
   readonly S: number;
@@ -96,13 +96,17 @@ interface CompiledSchedule {
   readonly microBatches: Int32Array;
   /** Operations of rank r are starts[r] to starts[r + 1] - 1. */
   readonly starts: Int32Array;
+  /** Of each stage: micro-batches that it holds at most, from their forward to the end of their backward pass. */
+  readonly heldByStage: Int32Array;
 }
 
 const kindNames = ["forward", "backward", "backwardInput", "backwardWeight"] as const satisfies readonly PipelineOperationKind[];
 
-/** Throws `configuration` for lists whose lengths do not fit the schedule, and for times that are not finite or negative. */
-export function simulateStep(options: SimulationOptions): SimulatedStep {
-  const schedule = compile(options.schedule);
+/**
+ * Throws `configuration` for lists whose lengths do not fit the schedule, and for times that are not finite or negative. `schedule`: that of
+ * the options, compiled before.
+ */
+export function simulateStep(options: SimulationOptions, schedule = compileSchedule(options.schedule)): SimulatedStep {
   checkTimes(options, schedule);
   const { P } = schedule;
   const replicas = options.replicas ?? [Array.from({ length: P }, () => 1)];
@@ -130,7 +134,8 @@ export function simulateStep(options: SimulationOptions): SimulatedStep {
   };
 }
 
-function compile(options: PipelineScheduleOptions): CompiledSchedule {
+/** Throws as `pipelineSchedule` does. */
+export function compileSchedule(options: PipelineScheduleOptions): CompiledSchedule {
   const lists = pipelineSchedule(options);
   const total = lists.reduce((sum, { length }) => sum + length, 0);
   const [kinds, stages, microBatches] = [new Uint8Array(total), new Int32Array(total), new Int32Array(total)];
@@ -145,7 +150,9 @@ function compile(options: PipelineScheduleOptions): CompiledSchedule {
     starts[rank + 1] = at;
   }
   const { numRanks: P, numMicroBatches: M, stagesPerRank: V = 1 } = options;
-  return { P, M, S: P * V, kinds, stages, microBatches, starts };
+  const heldByStage = new Int32Array(P * V);
+  for (const list of lists) for (const [stage, held] of peakInFlight(list).byStage) heldByStage[stage] = held;
+  return { P, M, S: P * V, kinds, stages, microBatches, starts, heldByStage };
 }
 
 function checkTimes({ stages, messageSeconds, replicas, stepEnd, activationBytes }: SimulationOptions, { P, S }: CompiledSchedule): void {

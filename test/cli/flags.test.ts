@@ -20,6 +20,7 @@ test("verbs, arguments and options are those that were promised", async () => {
       "serve <model> --port <n> --host <address> --name <name> --max-batch <n> --max-context <n> --max-queue <n> --timeout <seconds> --drain-timeout <seconds> --dtype <type> --kv-dtype <type> --kv-memory <MiB> --speculate <how> --draft-model <path> --tp <n> --tp-weights <list> --tp-memory <list> --api-key <key> --json-logs",
       "eval <model> --tasks <names> --num-fewshot <n> --limit <n> --output-path <folder> --log-samples --resume --data <folder> --skip-broken --batch-tokens <n> --max-length <n> --seed <n> --dtype <type> --json",
       "export <model> <out> --format <format> --dtype <type> --json",
+      "plan <config> --cluster <name> --gpus <n> --batch <tokens> --sequence <tokens> --objective <what> --pp <n> --dp <n> --tp <n> --ep <n> --etp <n> --micro-batch <n> --interleave <n> --zero <stage> --schedule <name> --layers <list> --recompute <how> --memory-reserve <share> --tokens <n> --price <x> --serve --weights <format> --kv <type> --prompt-tokens <n> --output-tokens <n> --out <folder> --json",
       "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --ignore <pattern> --probe <file> --no-report --json",
     ]
   `);

@@ -1,3 +1,0 @@
-/** The dashboard: a run in a browser. */
-export { startDashboard, type Dashboard, type DashboardOptions } from "./start.ts";
-export { loadPage, packageRoot } from "./page-files.ts";

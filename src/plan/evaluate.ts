@@ -1,0 +1,450 @@
+/**
+ * One parallel layout, evaluated: which layers and how much recomputation each stage gets, how long the step is and on what, what each
+ * pipeline rank holds; or why it is impossible, with the stage and its bytes.
+ *
+ * Plain 1F1B: the split is exact (`partition.ts`); a stage waits while it sends, as Megatron's does. Interleaved 1F1B (`interleaved.ts`) is
+ * simulated operation by operation with messages beside the computation; its split is not proven optimal, so its lower bound is that of
+ * the work alone. Zero bubble (ZB-H1) takes the split of 1F1B with as many micro-batches in flight on every rank as it needs, and is simulated.
+ *
+ * The bound without any split (`layoutBound`), W seconds of work a micro-batch over P ranks and M micro-batches, w_s as real numbers:
+ *   1F1B       max over s of (sum over i < s of w_i + M w_s) is least where all are equal: W / (1 - (1 - 1/M)^P)
+ *   any other  M W / P
+ */
+import type { ClusterConfig } from "../config/cluster.ts";
+import { MoeError } from "../util/errors.ts";
+import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
+import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
+import { partitionLayers, PartitionScratch, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
+import { compileSchedule, simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
+import { fullestRank } from "./excess.ts";
+import { evenInterleaved, firstLayers, movedLayers, recomputeInterleaved, type InterleavedProblem } from "./interleaved.ts";
+import { noRecompute, StageCosts, type RecomputeCounts, type RecomputePolicy } from "./stage-costs.ts";
+import { createCostModel } from "./cost.ts";
+import type { PlanLayout, StageMemory, StagePlan, Workload } from "./types.ts";
+
+export interface EvaluateOptions {
+  readonly workload: Workload;
+  readonly cluster: ClusterConfig;
+  /** Default `auto`: the least that fits. A list says how many layers of each stage are recomputed wholly. */
+  readonly recompute?: RecomputePolicy | readonly number[];
+  /** Layers of each stage. Default: the best. */
+  readonly layers?: readonly number[];
+  /** Default: interleaved where a rank has several stages, else 1f1b. */
+  readonly schedule?: PipelineScheduleName;
+  /** Share of a device's memory that is left to the driver, libraries and fragmentation. */
+  readonly memoryReserve: number;
+  /** Of the partition's search tree. */
+  readonly maxNodes?: number;
+  /** Splits of interleaved stages that are simulated in search of a better one. Default 0. */
+  readonly moves?: number;
+}
+
+/** Seconds of a step by what they are spent on, along the rank with the most work; they add up to the step. */
+export interface StepTerms {
+  readonly compute: number;
+  /** Collectives inside layers. */
+  readonly communication: number;
+  readonly recompute: number;
+  readonly overhead: number;
+  /** Messages between stages that the sender waits for. */
+  readonly messages: number;
+  /** Waiting for other stages. */
+  readonly bubble: number;
+  /** Exchange of gradients (and weights) over data-parallel ranks that nothing hides. */
+  readonly gradients: number;
+  readonly optimizer: number;
+  readonly step: number;
+}
+
+export interface EvaluatedLayout {
+  readonly layout: PlanLayout;
+  readonly schedule: PipelineScheduleName;
+  readonly numMicroBatches: number;
+  /** The pp * interleave stages in the order of the model. */
+  readonly stages: readonly StagePlan[];
+  readonly seconds: number;
+  /** No split of the layers under this layout and schedule is faster. */
+  readonly lowerBoundSeconds: number;
+  /** Whether the split was proven to be the fastest. */
+  readonly optimal: boolean;
+  /** Of one device of each pipeline rank. */
+  readonly memory: readonly StageMemory[];
+  readonly memoryLimits: readonly number[];
+  readonly peakMemoryBytes: number;
+  readonly bubbleFraction: number;
+  readonly terms: StepTerms;
+}
+
+export interface InfeasibleLayout {
+  readonly layout: PlanLayout;
+  /** Which stage, which bytes. */
+  readonly reason: string;
+  /** By how much that stage is above its memory. */
+  readonly excessBytes: number;
+}
+
+export function isFeasible(result: EvaluatedLayout | InfeasibleLayout): result is EvaluatedLayout {
+  return "seconds" in result;
+}
+
+/** What evaluations of one workload on one cluster share: costs of stages do not depend on the interleaving or on what is recomputed. */
+export class EvaluationCache {
+  readonly #stageCosts = new Map<string, StageCosts>();
+  readonly #schedules = new Map<string, CompiledSchedule>();
+  readonly scratch = new PartitionScratch();
+
+  stageCosts(layout: PlanLayout, nodeGroup: number, { workload, cluster, memoryReserve }: EvaluateOptions): StageCosts {
+    const plain = { ...layout, interleave: 1 };
+    const key = JSON.stringify([nodeGroup, plain]);
+    let costs = this.#stageCosts.get(key);
+    if (costs === undefined) {
+      const memoryBytes = (cluster.nodes[nodeGroup]?.device.memoryBytes ?? 0) * (1 - memoryReserve);
+      const exposed = { ...cluster, efficiency: { ...cluster.efficiency, overlap: 0 } };
+      const sharded = plain.zero < 2 ? null : createCostModel({ workload, cluster: exposed, layout: { ...plain, zero: 3 }, nodeGroup });
+      costs = new StageCosts(createCostModel({ workload, cluster, layout: plain, nodeGroup }), memoryBytes, sharded);
+      this.#stageCosts.set(key, costs);
+    }
+    return costs;
+  }
+
+  schedule(options: PipelineScheduleOptions): CompiledSchedule {
+    const key = JSON.stringify(options);
+    let compiled = this.#schedules.get(key);
+    if (compiled === undefined) this.#schedules.set(key, (compiled = compileSchedule(options)));
+    return compiled;
+  }
+}
+
+/** A layout that can be asked for its bound before it is evaluated. */
+export class LayoutEvaluation {
+  readonly layout: PlanLayout;
+  readonly schedule: PipelineScheduleName;
+  readonly #options: EvaluateOptions;
+  /** Of the kinds of devices of each pipeline rank. */
+  readonly #ranks: readonly (readonly StageCosts[])[];
+  readonly #M: number;
+  readonly #cache: EvaluationCache;
+
+  constructor(layout: PlanLayout, options: EvaluateOptions, cache = new EvaluationCache()) {
+    this.layout = layout;
+    this.#options = options;
+    this.#cache = cache;
+    this.schedule = options.schedule ?? (layout.interleave > 1 ? "interleaved" : "1f1b");
+    this.#ranks = stageCostsOfRanks(layout, options, cache);
+    this.#M = this.#first(0).model.numMicroBatches;
+  }
+
+  #compiled(): CompiledSchedule {
+    const { pp: numRanks, interleave: stagesPerRank } = this.layout;
+    return this.#cache.schedule({ name: this.schedule, numRanks, numMicroBatches: this.#M, stagesPerRank });
+  }
+
+  #first(rank: number): StageCosts {
+    const costs = this.#ranks[rank]?.[0];
+    if (costs === undefined) throw new MoeError("internal", `layout evaluation: no device for pipeline rank ${rank}`);
+    return costs;
+  }
+
+  get numLayers(): number {
+    return this.#first(0).numLayers;
+  }
+
+  /** Seconds below which no step of this layout is: of the work, of the work and the exchange of gradients, whichever is more. */
+  bound(): number {
+    const { pp: P, interleave: V } = this.layout;
+    const kinds = [...new Set(this.#ranks.flat())];
+    const least = (of: (costs: StageCosts) => number): number => Math.min(...kinds.map(of));
+    const [M, L] = [this.#M, this.numLayers];
+    const work = least((costs) => costs.totalSeconds());
+    const fill = least((costs) => costs.leastLayerSeconds());
+    const exchange = least((costs) => costs.stepEnd(0, L).gradientSeconds);
+    const optimizer = least((costs) => costs.stepEnd(0, L).optimizerSeconds) / P;
+    const average = (M * work + exchange) / P + (V > 1 ? ((P - 1) / 2) * fill : 0);
+    const filled = this.schedule === "1f1b" ? work / (1 - (1 - 1 / M) ** P) : 0;
+    return Math.max(average, filled) + optimizer + this.#first(0).model.stepSeconds;
+  }
+
+  /** Bytes below which the fullest rank is not, with everything recomputed: the average of what all ranks hold at least. */
+  memoryBound(): number {
+    const costs = this.#first(0);
+    const everything = { full: this.numLayers, selective: 0 };
+    // Every rank has a micro-batch in flight at least.
+    const bytes = costs.fixedBytes(0, this.numLayers) + costs.keptBytes(0, this.numLayers, everything);
+    return bytes / this.layout.pp;
+  }
+
+  evaluate(): EvaluatedLayout | InfeasibleLayout {
+    return this.schedule === "interleaved" ? this.#evaluateInterleaved() : this.#evaluatePlain();
+  }
+
+  #policy(stage: number): RecomputePolicy | RecomputeCounts {
+    const { recompute = "auto" } = this.#options;
+    return typeof recompute === "string" ? recompute : { full: recompute[stage] ?? 0, selective: 0 };
+  }
+
+  /** What all kinds of devices of a rank can do: the most recomputation that one of them needs; null: too small. */
+  #recompute(rank: number, stage: number, first: number, n: number, inFlight: number): RecomputeCounts | null {
+    const policy = this.#policy(stage);
+    if (typeof policy !== "string") {
+      const fits = policy.full <= n && this.#kinds(rank).every((costs) => costs.bytes(first, n, policy, inFlight) <= costs.memoryBytes);
+      return fits ? policy : null;
+    }
+    let counts: RecomputeCounts = { full: 0, selective: 0 };
+    for (const costs of this.#kinds(rank)) {
+      const needed = costs.recompute(first, n, inFlight, policy);
+      if (needed === null) return null;
+      if (needed.full > counts.full || (needed.full === counts.full && needed.selective > counts.selective)) counts = needed;
+    }
+    return counts;
+  }
+
+  #kinds(rank: number): readonly StageCosts[] {
+    return this.#ranks[rank] ?? [];
+  }
+
+  /** Micro-batches that rank `rank` of a schedule with one stage a rank holds. */
+  #inFlight(rank: number): number {
+    return Math.min(this.schedule === "zeroBubble" ? this.layout.pp : this.layout.pp - rank, this.#M);
+  }
+
+  #problem(): PartitionProblem {
+    const P = this.layout.pp;
+    const candidate = (rank: number, first: number, n: number): StageCandidate | null => {
+      const counts = this.#recompute(rank, rank, first, n, this.#inFlight(rank));
+      if (counts === null) return null;
+      let [forward, backward, gradients, optimizer] = [0, 0, 0, 0];
+      for (const costs of this.#kinds(rank)) {
+        const time = costs.time(first, n, counts);
+        const message = this.schedule === "1f1b" ? costs.model.boundary().seconds : 0;
+        const end = costs.stepEnd(first, n);
+        forward = Math.max(forward, time.forward + (rank < P - 1 ? message : 0));
+        backward = Math.max(backward, time.backwardInput + time.backwardWeight + (rank > 0 ? message : 0));
+        gradients = Math.max(gradients, end.gradientSeconds);
+        optimizer = Math.max(optimizer, end.optimizerSeconds);
+      }
+      return { forward, backward, gradients, optimizer };
+    };
+    const { maxNodes } = this.#options;
+    const problem = {
+      numStages: P,
+      numLayers: this.numLayers,
+      numMicroBatches: this.#M,
+      candidate: this.#remembered(candidate),
+      scratch: this.#cache.scratch,
+    };
+    return maxNodes === undefined ? problem : { ...problem, maxNodes };
+  }
+
+  /** Where all layers cost the same, a run's length and ends say all. */
+  #remembered(candidate: PartitionProblem["candidate"]): PartitionProblem["candidate"] {
+    const L = this.numLayers;
+    if (!this.#ranks.flat().every(({ uniform }) => uniform)) return candidate;
+    const known: (StageCandidate | null | undefined)[] = [];
+    return (rank, first, n) => {
+      const key = ((rank * (L + 1) + n) << 2) + (first === 0 ? 1 : 0) + (first + n === L ? 2 : 0);
+      const found = known[key];
+      return found === undefined ? (known[key] = candidate(rank, first, n)) : found;
+    };
+  }
+
+  #evaluatePlain(): EvaluatedLayout | InfeasibleLayout {
+    const problem = this.#problem();
+    const { layers: given } = this.#options;
+    const step = this.#first(0).model.stepSeconds;
+    if (given !== undefined) {
+      if (partitionSeconds(problem, given) === null) return this.#tooLarge(given);
+      // The bound is that of all splits; with recomputation by stage no other split is known.
+      const free = typeof this.#options.recompute === "object" ? null : partitionLayers({ ...problem, maxNodes: 1 });
+      return this.#evaluated(given, { lowerBoundSeconds: free === null ? this.bound() : free.lowerBoundSeconds + step, optimal: false });
+    }
+    const found = partitionLayers(problem);
+    if (found === null) return this.#tooLarge(evenSplit(this.numLayers, this.layout.pp));
+    // The split is that of 1F1B; zero bubble runs it with less waiting, which its bound leaves out.
+    const exact = this.schedule === "1f1b";
+    return this.#evaluated(found.layers, {
+      lowerBoundSeconds: exact ? found.lowerBoundSeconds + step : this.bound(),
+      optimal: exact && found.optimal,
+    });
+  }
+
+  /** Stages, simulation, memory and terms of a split with one stage a rank. */
+  #evaluated(layers: readonly number[], proof: Pick<EvaluatedLayout, "lowerBoundSeconds" | "optimal">): EvaluatedLayout {
+    const starts = firstLayers(layers);
+    const counts = layers.map((n, s) => this.#recompute(s, s, starts[s] ?? 0, n, this.#inFlight(s)) ?? { full: n, selective: 0 });
+    return this.#finish(layers, counts, proof);
+  }
+
+  #stages(layers: readonly number[], counts: readonly RecomputeCounts[]): StagePlan[] {
+    const starts = firstLayers(layers);
+    return layers.map((n, s) => this.#first(s % this.layout.pp).stagePlan(starts[s] ?? 0, n, counts[s] ?? noRecompute));
+  }
+
+  #finish(
+    layers: readonly number[],
+    counts: readonly RecomputeCounts[],
+    proof: Pick<EvaluatedLayout, "lowerBoundSeconds" | "optimal">,
+  ): EvaluatedLayout {
+    const stages = this.#stages(layers, counts);
+    const simulated = this.simulate(stages);
+    const memory = this.#memory(stages, simulated);
+    return {
+      layout: this.layout,
+      schedule: this.schedule,
+      numMicroBatches: this.#M,
+      stages,
+      seconds: simulated.seconds,
+      lowerBoundSeconds: Math.min(proof.lowerBoundSeconds, simulated.seconds),
+      optimal: proof.optimal,
+      memory,
+      memoryLimits: this.#ranks.map((kinds) => Math.min(...kinds.map(({ memoryBytes }) => memoryBytes))),
+      peakMemoryBytes: Math.max(...memory.map(({ total }) => total)),
+      bubbleFraction: simulated.bubbleFraction,
+      terms: this.#terms(stages, simulated),
+    };
+  }
+
+  /** The step of these stages, operation by operation. */
+  simulate(stages: readonly StagePlan[], { timeline = false } = {}): SimulatedStep {
+    const { pp: P, interleave: V } = this.layout;
+    const slowest = <T>(rank: number, of: (costs: StageCosts) => T, size: (value: T) => number): T =>
+      this.#kinds(rank)
+        .map(of)
+        .reduce((a, b) => (size(b) > size(a) ? b : a));
+    const times = stages.map((stage, s) =>
+      slowest(
+        s % P,
+        (costs) => costs.time(stage.firstLayer, stage.numLayers, countsOf(stage)),
+        (time) => time.forward + time.backwardInput + time.backwardWeight,
+      ),
+    );
+    const stepEnd = Array.from({ length: P }, (_, rank) => {
+      const own = stages.filter((_, s) => s % P === rank);
+      const ends = this.#kinds(rank).map((costs) => own.map((stage) => costs.stepEnd(stage.firstLayer, stage.numLayers)));
+      const most = (of: (end: { gradientSeconds: number; optimizerSeconds: number }) => number): number =>
+        Math.max(...ends.map((list) => list.reduce((sum, end) => sum + of(end), 0)));
+      return { gradientSeconds: most((end) => end.gradientSeconds), optimizerSeconds: most((end) => end.optimizerSeconds) };
+    });
+    const options: SimulationOptions = {
+      schedule: { name: this.schedule, numRanks: P, numMicroBatches: this.#M, stagesPerRank: V },
+      stages: times,
+      messageSeconds: Math.max(...this.#ranks.flat().map(({ model }) => model.boundary().seconds)),
+      overlapMessages: this.schedule !== "1f1b",
+      stepEnd,
+      stepSeconds: this.#first(0).model.stepSeconds,
+      activationBytes: stages.map((stage, s) => this.#first(s % P).keptBytes(stage.firstLayer, stage.numLayers, countsOf(stage))),
+      timeline,
+    };
+    return simulateStep(options, this.#compiled());
+  }
+
+  #memory(stages: readonly StagePlan[], simulated: SimulatedStep): StageMemory[] {
+    const P = this.layout.pp;
+    return Array.from({ length: P }, (_, rank) => {
+      const own = stages.filter((_, s) => s % P === rank).map((stage) => this.#first(rank).model.stageMemory(stage, 0));
+      const sum = (of: (memory: StageMemory) => number): number => own.reduce((total, memory) => total + of(memory), 0);
+      const parts = { weights: sum((m) => m.weights), gradients: sum((m) => m.gradients), optimizer: sum((m) => m.optimizer) };
+      const activations = simulated.peakActivationBytes[rank] ?? 0;
+      const costs = this.#first(rank);
+      const workspace = Math.max(
+        ...stages.filter((_, s) => s % P === rank).map((stage) => costs.workspaceBytes(stage.firstLayer, stage.numLayers, countsOf(stage))),
+      );
+      return {
+        ...parts,
+        activations,
+        workspace,
+        total: parts.weights + parts.gradients + parts.optimizer + activations + workspace,
+      };
+    });
+  }
+
+  #terms(stages: readonly StagePlan[], { seconds, busySeconds, sendSeconds, pipelineSeconds }: SimulatedStep): StepTerms {
+    const P = this.layout.pp;
+    const work = busySeconds.map((busy, r) => busy + (sendSeconds[r] ?? 0));
+    const critical = work.indexOf(work.reduce((a, b) => Math.max(a, b), 0));
+    const own = stages
+      .filter((_, s) => s % P === critical)
+      .map((stage) => this.#first(critical).time(stage.firstLayer, stage.numLayers, countsOf(stage)));
+    const sum = (of: (time: (typeof own)[number]) => number): number => this.#M * own.reduce((total, time) => total + of(time), 0);
+    const parts = {
+      communication: sum((t) => t.communicationSeconds),
+      recompute: sum((t) => t.recomputeSeconds),
+      overhead: sum((t) => t.overheadSeconds),
+      messages: sendSeconds[critical] ?? 0,
+    };
+    const stepSeconds = this.#first(0).model.stepSeconds;
+    const optimizer = Math.max(
+      ...Array.from({ length: P }, (_, rank) =>
+        Math.max(
+          ...this.#kinds(rank).map((costs) =>
+            stages.reduce((total, s, i) => total + (i % P === rank ? costs.stepEnd(s.firstLayer, s.numLayers).optimizerSeconds : 0), 0),
+          ),
+        ),
+      ),
+    );
+    return {
+      // What a slower kind of device than the first takes is computing, too.
+      compute: (busySeconds[critical] ?? 0) - parts.communication - parts.recompute - parts.overhead,
+      ...parts,
+      bubble: pipelineSeconds - (work[critical] ?? 0),
+      gradients: seconds - pipelineSeconds - optimizer - stepSeconds,
+      optimizer,
+      step: stepSeconds,
+    };
+  }
+
+  #evaluateInterleaved(): EvaluatedLayout | InfeasibleLayout {
+    const problem: InterleavedProblem = {
+      numRanks: this.layout.pp,
+      numStages: this.layout.pp * this.layout.interleave,
+      numLayers: this.numLayers,
+      inFlight: [...this.#compiled().heldByStage],
+      kinds: (rank) => this.#kinds(rank),
+      policy: (stage) => this.#policy(stage),
+    };
+    const { layers: given, moves = 0 } = this.#options;
+    const start = given ?? evenInterleaved(problem);
+    const secondsOf = (layers: readonly number[]): number => {
+      const counts = recomputeInterleaved(problem, layers);
+      return counts === null ? Infinity : this.simulate(this.#stages(layers, counts)).seconds;
+    };
+    const split = given === undefined && moves > 0 ? movedLayers(start, secondsOf, moves) : start;
+    const counts = recomputeInterleaved(problem, split);
+    if (counts === null) return this.#tooLarge(split, problem.inFlight);
+    return this.#finish(split, counts, { lowerBoundSeconds: this.bound(), optimal: false });
+  }
+
+  #tooLarge(layers: readonly number[], held?: readonly number[]): InfeasibleLayout {
+    const worst = fullestRank({
+      numRanks: this.layout.pp,
+      layers,
+      kinds: (rank) => this.#kinds(rank),
+      policy: (stage) => this.#policy(stage),
+      inFlight: (stage) => held?.[stage] ?? this.#inFlight(stage),
+    });
+    return { layout: this.layout, reason: worst.text, excessBytes: worst.excessBytes };
+  }
+}
+
+function countsOf({ fullRecompute, selectiveRecompute }: StagePlan): RecomputeCounts {
+  return { full: fullRecompute, selective: selectiveRecompute };
+}
+
+export function evenSplit(numLayers: number, numStages: number): number[] {
+  return partition(numLayers, equalSpeeds(numStages)).map(intervalLength);
+}
+
+/** Kinds of devices of each pipeline rank: rank r has the devices r * dp * tp to (r + 1) * dp * tp - 1, in the order of the cluster. */
+function stageCostsOfRanks(layout: PlanLayout, options: EvaluateOptions, cache: EvaluationCache): StageCosts[][] {
+  const perRank = layout.dp * layout.tp;
+  let total = 0;
+  const groups = options.cluster.nodes.map(({ devicesPerNode, numNodes }, index) => {
+    const start = total;
+    total += devicesPerNode * numNodes;
+    return { index, start, end: total };
+  });
+  return Array.from({ length: layout.pp }, (_, rank) =>
+    groups
+      .filter(({ start, end }) => end > rank * perRank && start < (rank + 1) * perRank)
+      .map(({ index }) => cache.stageCosts(layout, index, options)),
+  );
+}

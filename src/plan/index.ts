@@ -1,0 +1,35 @@
+/** The planner: what a layout costs, which is best, how a step goes, and what to tell the programs that run it. */
+export { createCostModel } from "./cost.ts";
+export {
+  EvaluationCache,
+  isFeasible,
+  LayoutEvaluation,
+  type EvaluatedLayout,
+  type EvaluateOptions,
+  type InfeasibleLayout,
+  type StepTerms,
+} from "./evaluate.ts";
+export { gibibytes } from "./excess.ts";
+export { flagScaleConfig, megatronArguments, trainingLayout, type ExportContext, type ExportedPlan } from "./export.ts";
+export { layoutsOf, type FixedLayout } from "./layouts.ts";
+export { megatronLayout, parseMegatronLayout, type MegatronStage } from "./megatron.ts";
+export { planPage, type PlanPage } from "./page.ts";
+export { partitionLayers, type LayerPartition, type PartitionProblem, type StageCandidate } from "./partition.ts";
+export {
+  objectives,
+  planTraining,
+  usualSoftware,
+  type LayoutSummary,
+  type Objective,
+  type PlanReport,
+  type PlanRequest,
+  type PlanResult,
+  type PlanSummary,
+  type RunEstimate,
+} from "./plan.ts";
+export { describeLayout, lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
+export { gptShape, shapeOf } from "./shape.ts";
+export { planServing, type BatchEstimate, type ServingReport, type ServingRequest } from "./serving.ts";
+export { simulateStep, type SimulatedStep, type SimulationOptions, type StageSeconds, type TimelineEntry } from "./simulate.ts";
+export { chromeTrace } from "./trace.ts";
+export type { CostModel, LayerCost, ModelShape, PlanLayout, Recompute, Software, StageMemory, StagePlan, Workload } from "./types.ts";

@@ -1,0 +1,378 @@
+/**
+ * `moe plan` without its command line: a request, the search over layouts for three purposes (time, memory, cost), and one report that says
+ * what was found, what it lost to, what is impossible and why, and what a training run of so many tokens takes.
+ *
+ * Cost: a token's price is devices * step time * price of a device. On a fixed number of devices the fastest is the cheapest, so the
+ * search for cost asks again with half, a quarter and an eighth of the devices: the same batch on fewer devices has more micro-batches for each
+ * and waits less.
+ *
+ * Model FLOPs utilization counts a multiply-add as 2 and causal attention once, no recomputation (`flopsPerToken`), against the peak of the
+ * devices in the compute type.
+ */
+import { numDevices, withNumDevices, type ClusterConfig } from "../config/cluster.ts";
+import { flopsPerToken, numActiveParams, numParams } from "../config/model-counts.ts";
+import type { ModelConfig } from "../config/model.ts";
+import { MoeError } from "../util/errors.ts";
+import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
+import { bytesOfType, peakFlops } from "./device-time.ts";
+import { EvaluationCache, isFeasible, LayoutEvaluation, type EvaluatedLayout, type StepTerms } from "./evaluate.ts";
+import { layoutsOf, nearestMultiples, type FixedLayout } from "./layouts.ts";
+import { lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
+import type { RecomputePolicy } from "./stage-costs.ts";
+import { shapeOf } from "./shape.ts";
+import type { PlanLayout, Software } from "./types.ts";
+
+/** What programs of today do: bf16 with f32 gradients, fused attention, the loss from whole logits, no token dropped. */
+export const usualSoftware: Software = {
+  computeType: "bf16",
+  attention: "flash",
+  dropout: false,
+  gradientBytes: 4,
+  exchangeBytes: 4,
+  capacityFactor: null,
+  headType: "bf16",
+  logits: "kept",
+};
+
+export const objectives = ["time", "memory", "cost"] as const;
+export type Objective = (typeof objectives)[number];
+
+export interface PlanRequest {
+  readonly model: ModelConfig;
+  readonly cluster: ClusterConfig;
+  readonly sequenceLength: number;
+  /** Of one optimizer step; a multiple of the sequence length. */
+  readonly batchTokens: number;
+  readonly objective?: Objective;
+  readonly fixed?: FixedLayout;
+  readonly layers?: readonly number[];
+  readonly recompute?: RecomputePolicy | readonly number[];
+  readonly schedule?: PipelineScheduleName;
+  /** Default 0.05. */
+  readonly memoryReserve?: number;
+  readonly software?: Software;
+  /** Of a run: days, device hours and price are told. */
+  readonly targetTokens?: number;
+  /** Of one device, where the cluster's devices have none. */
+  readonly pricePerHour?: number;
+}
+
+export interface LayoutSummary extends PlanLayout {
+  readonly schedule: PipelineScheduleName;
+  /** Layers of each stage, in the order of the model (pp * interleave of them). */
+  readonly stages: readonly number[];
+  /** Of each stage, how many of its first layers are recomputed wholly. */
+  readonly recompute: readonly number[];
+  /** And how many of the next ones in attention only; left out where none is. */
+  readonly selectiveRecompute?: readonly number[];
+}
+
+export interface PlanSummary {
+  readonly layout: LayoutSummary;
+  readonly numDevices: number;
+  readonly stepTimeMs: number;
+  readonly lowerBoundMs: number;
+  /** Whether the split of the layers was proven to be the fastest under this layout. */
+  readonly optimal: boolean;
+  readonly tokensPerGpuPerSecond: number;
+  readonly mfu: number;
+  readonly bubbleFraction: number;
+  /** Of one device of each pipeline rank. */
+  readonly memoryBytesPerStage: readonly number[];
+  readonly peakMemoryBytes: number;
+  readonly termsMs: StepTerms;
+  /** Device seconds of a million tokens. */
+  readonly deviceSecondsPerMillionTokens: number;
+}
+
+export interface RunnerUp extends PlanSummary {
+  /** Against the best: milliseconds by term, losses first. */
+  readonly losses: readonly { readonly term: keyof StepTerms; readonly ms: number }[];
+}
+
+export interface RunEstimate {
+  readonly tokens: number;
+  readonly steps: number;
+  readonly days: number;
+  readonly deviceHours: number;
+  /** In the currency of the price; null without one. */
+  readonly cost: number | null;
+}
+
+export interface PlanReport {
+  readonly cluster: { readonly name: string; readonly numDevices: number; readonly device: string };
+  readonly model: { readonly parameters: number; readonly activeParameters: number };
+  readonly sequenceLength: number;
+  readonly batchSequences: number;
+  readonly objective: Objective;
+  readonly best: LayoutSummary;
+  readonly stepTimeMs: number;
+  readonly tokensPerGpuPerSecond: number;
+  readonly memoryBytesPerStage: readonly number[];
+  readonly lowerBoundMs: number;
+  readonly plan: PlanSummary;
+  readonly byTime: PlanSummary;
+  readonly byMemory: PlanSummary;
+  readonly byCost: PlanSummary;
+  readonly runnersUp: readonly RunnerUp[];
+  readonly pareto: readonly PlanSummary[];
+  readonly infeasible: readonly { readonly layout: PlanLayout; readonly reason: string }[];
+  readonly search: { readonly numLayouts: number; readonly numEvaluated: number; readonly lowerBoundMs: number };
+  readonly run: RunEstimate | null;
+}
+
+export interface PlanResult {
+  readonly report: PlanReport;
+  /** What the report's `best` is, for exports and pictures. */
+  readonly best: EvaluatedLayout;
+  readonly search: SearchResult;
+  /** The devices that `best` uses: fewer than all where the objective is cost. */
+  readonly cluster: ClusterConfig;
+  readonly options: SearchOptions;
+}
+
+/**
+ * Throws `configuration` for a batch that is no whole number of sequences or does not divide, for fixed degrees that contradict the model or the
+ * cluster, and where nothing fits (with the nearest layout and the smallest number of these devices that would do).
+ */
+export function planTraining(request: PlanRequest): PlanResult {
+  const options = searchOptions(request);
+  const found = searchOrExplain(options, request);
+  const summary = (plan: EvaluatedLayout, cluster: ClusterConfig): PlanSummary => summarize(plan, cluster, request);
+  const smaller = request.objective === "cost" || request.objective === undefined ? smallerClusters(options) : [];
+  const all = summary(found.fastest, options.cluster);
+  const costs = [{ summary: all, search: found, cluster: options.cluster }];
+  for (const cluster of smaller) {
+    const search = tryHard(() => searchLayouts({ ...options, cluster, slack: 0, lean: false }));
+    if (search !== null && typeof search !== "string") costs.push({ summary: summary(search.fastest, cluster), search, cluster });
+  }
+  const cheapest = costs.reduce((a, b) => (priceOf(b, request) < priceOf(a, request) * (1 - 1e-9) ? b : a));
+  const objective = request.objective ?? "time";
+  const best = objective === "memory" ? found.leanest : objective === "cost" ? cheapest.search.fastest : found.fastest;
+  const cluster = objective === "cost" ? cheapest.cluster : options.cluster;
+  const plan = summary(best, cluster);
+  const others = found.ranked.filter((other) => other !== best).slice(0, 8);
+  const report: PlanReport = {
+    cluster: {
+      name: cluster.name,
+      numDevices: numDevices(cluster),
+      device: cluster.nodes.map(({ device }) => device.name).join(", "),
+    },
+    model: { parameters: numParams(request.model), activeParameters: numActiveParams(request.model) },
+    sequenceLength: request.sequenceLength,
+    batchSequences: options.workload.batchSequences,
+    objective,
+    best: plan.layout,
+    stepTimeMs: plan.stepTimeMs,
+    tokensPerGpuPerSecond: plan.tokensPerGpuPerSecond,
+    memoryBytesPerStage: plan.memoryBytesPerStage,
+    lowerBoundMs: plan.lowerBoundMs,
+    plan,
+    byTime: all,
+    byMemory: summary(found.leanest, options.cluster),
+    byCost: cheapest.summary,
+    runnersUp: others.map((other) => ({
+      ...summary(other, options.cluster),
+      losses: lossesOf(best, other).map(({ term, seconds }) => ({ term, ms: 1e3 * seconds })),
+    })),
+    pareto: found.pareto.map((other) => summary(other, options.cluster)),
+    infeasible: found.infeasible.map(({ layout, reason }) => ({ layout, reason })),
+    search: { numLayouts: found.numLayouts, numEvaluated: found.numEvaluated, lowerBoundMs: 1e3 * found.lowerBoundSeconds },
+    run: request.targetTokens === undefined ? null : runEstimate(plan, cluster, request, request.targetTokens),
+  };
+  return { report, best, search: found, cluster, options };
+}
+
+function searchOptions(request: PlanRequest): SearchOptions {
+  const {
+    model,
+    cluster,
+    sequenceLength,
+    batchTokens,
+    fixed,
+    layers,
+    recompute,
+    schedule,
+    memoryReserve = 0.05,
+    software = usualSoftware,
+  } = request;
+  const batchSequences = batchTokens / sequenceLength;
+  if (!Number.isSafeInteger(batchSequences) || batchSequences < 1) {
+    throw new MoeError(
+      "configuration",
+      `a batch of ${batchTokens} tokens is not a whole number of sequences of ${sequenceLength}; nearest: ${nearestMultiples(batchTokens, sequenceLength)} tokens`,
+    );
+  }
+  if (sequenceLength > model.maxPositions)
+    throw new MoeError("configuration", `sequences of ${sequenceLength} tokens exceed the model's ${model.maxPositions} positions`);
+  checkLists(request);
+  return {
+    workload: { model: shapeOf(model), sequenceLength, batchSequences, software },
+    cluster,
+    memoryReserve,
+    fixed: fixedBySplit(fixed ?? {}, layers, schedule),
+    ...(layers === undefined ? {} : { layers }),
+    ...(recompute === undefined ? {} : { recompute }),
+    ...(schedule === undefined ? {} : { schedule }),
+  };
+}
+
+/** A given split says how many stages there are; a schedule whether a rank has several. */
+function fixedBySplit(fixed: FixedLayout, layers: readonly number[] | undefined, schedule: PipelineScheduleName | undefined): FixedLayout {
+  if (layers !== undefined) {
+    const interleave = fixed.interleave ?? (fixed.pp === undefined ? 1 : layers.length / fixed.pp);
+    const pp = fixed.pp ?? layers.length / interleave;
+    return { ...fixed, pp, interleave };
+  }
+  return schedule === undefined || schedule === "interleaved" ? fixed : { ...fixed, interleave: 1 };
+}
+
+function checkLists({ model, fixed = {}, layers, recompute }: PlanRequest): void {
+  const refuse = (problem: string): never => {
+    throw new MoeError("configuration", problem);
+  };
+  if (layers !== undefined) {
+    const sum = layers.reduce((a, b) => a + b, 0);
+    if (sum !== model.numLayers) refuse(`layers [${layers.join(", ")}] add up to ${sum}, the model has ${model.numLayers}`);
+    const empty = layers.indexOf(0);
+    if (empty >= 0) refuse(`layers [${layers.join(", ")}]: stage ${empty} has no layer`);
+    const { pp, interleave } = fixed;
+    if (pp !== undefined && layers.length % pp !== 0) refuse(`layers [${layers.join(", ")}] has ${layers.length} stages for pp ${pp}`);
+    if (pp !== undefined && interleave !== undefined && layers.length !== pp * interleave)
+      refuse(`layers [${layers.join(", ")}] has ${layers.length} stages for pp ${pp} * interleave ${interleave}`);
+  }
+  if (typeof recompute !== "object") return;
+  if (layers === undefined) refuse(`recompute [${recompute.join(", ")}] needs the layers of each stage (--layers)`);
+  else if (recompute.length !== layers.length)
+    refuse(`recompute [${recompute.join(", ")}] has ${recompute.length} entries for ${layers.length} stages`);
+  const over = recompute.findIndex((count, s) => count > (layers?.[s] ?? 0));
+  if (over >= 0) refuse(`recompute ${recompute[over]} of stage ${over}, which has ${layers?.[over]} layers`);
+}
+
+function searchOrExplain(options: SearchOptions, request: PlanRequest): SearchResult {
+  const found = searchLayouts(options);
+  if (typeof found !== "string") return found;
+  const count = smallestThatFits(options, request);
+  const { device } = options.cluster.nodes.at(-1) ?? {};
+  const decided = Object.keys(request.fixed ?? {}).length > 0 || request.layers !== undefined ? " with what is fixed" : "";
+  const advice =
+    count === null
+      ? `no number of ${device?.name ?? "these devices"} up to ${mostNodes} nodes fits it, either`
+      : `the smallest number of them that fits is ${count}${decided}`;
+  throw new MoeError("configuration", `${found}; ${advice}`);
+}
+
+/** Nodes up to which a cluster that fits is looked for. */
+const mostNodes = 4096;
+
+/**
+ * The smallest number of devices on which some layout fits, among nodes of 1, 2, 3, 4, 6, 8, 12, ... (the last kind of node is added); null:
+ * none up to `mostNodes`.
+ */
+export function smallestThatFits(options: SearchOptions, { model, software = usualSoftware }: PlanRequest): number | null {
+  const group = options.cluster.nodes.at(-1);
+  if (group === undefined) return null;
+  const counts = new Set<number>();
+  for (let n = 1; n <= mostNodes; n *= 2) counts.add(n).add(n * 1.5);
+  for (const nodes of [...counts].filter(Number.isInteger).toSorted((a, b) => a - b)) {
+    const count = nodes * group.devicesPerNode;
+    // However they are spread: weights, gradients, and master and moments in f32.
+    const leastBytes = numParams(model) * (bytesOfType(software.computeType) + software.gradientBytes + 8);
+    if (leastBytes > count * group.device.memoryBytes) continue;
+    const cluster = tryHard(() => withNumDevices({ ...options.cluster, nodes: [group] }, count));
+    if (cluster !== null && fitsSomehow({ ...options, cluster }, count)) return count;
+  }
+  return null;
+}
+
+function fitsSomehow(options: SearchOptions, count: number): boolean {
+  const devicesPerNode = Math.min(...options.cluster.nodes.map((group) => group.devicesPerNode));
+  const layouts = tryHard(() => layoutsOf({ workload: options.workload, numDevices: count, devicesPerNode, fixed: options.fixed ?? {} }));
+  const cache = new EvaluationCache();
+  const limit = Math.min(...options.cluster.nodes.map(({ device }) => device.memoryBytes));
+  return (layouts ?? [])
+    .map((layout) => new LayoutEvaluation(layout, { ...options, maxNodes: 1 }, cache))
+    .filter((evaluation) => evaluation.memoryBound() <= limit)
+    .some((evaluation) => isFeasible(evaluation.evaluate()));
+}
+
+/** Half, a quarter and an eighth of the devices, where these are whole nodes. */
+function smallerClusters({ cluster, fixed }: SearchOptions): ClusterConfig[] {
+  if (fixed?.dp !== undefined || cluster.nodes.length > 1) return [];
+  return [2, 4, 8].flatMap((part) => {
+    const count = numDevices(cluster) / part;
+    return Number.isInteger(count) ? (tryHard(() => withNumDevices(cluster, count)) ?? []) : [];
+  });
+}
+
+/** What `attempt` returns, or null where a configuration does not allow it. */
+function tryHard<T>(attempt: () => T): T | null {
+  try {
+    return attempt();
+  } catch (error) {
+    if (error instanceof MoeError && error.kind === "configuration") return null;
+    throw error;
+  }
+}
+
+function priceOf(
+  { summary, cluster }: { readonly summary: PlanSummary; readonly cluster: ClusterConfig },
+  { pricePerHour }: PlanRequest,
+): number {
+  return summary.stepTimeMs * clusterPrice(cluster, pricePerHour ?? 1);
+}
+/** Of all devices for an hour. */
+function clusterPrice({ nodes }: ClusterConfig, otherwise: number): number {
+  return nodes.reduce(
+    (sum, { device, devicesPerNode, numNodes }) => sum + devicesPerNode * numNodes * (device.pricePerHour ?? otherwise),
+    0,
+  );
+}
+
+function summarize(
+  plan: EvaluatedLayout,
+  cluster: ClusterConfig,
+  { model, sequenceLength, batchTokens, software = usualSoftware }: PlanRequest,
+): PlanSummary {
+  const count = numDevices(cluster);
+  const peak = cluster.nodes.reduce(
+    (sum, { device, devicesPerNode, numNodes }) => sum + devicesPerNode * numNodes * peakFlops(device, software.computeType),
+    0,
+  );
+  const selective = plan.stages.map(({ selectiveRecompute }) => selectiveRecompute);
+  return {
+    layout: {
+      ...plan.layout,
+      schedule: plan.schedule,
+      stages: plan.stages.map(({ numLayers }) => numLayers),
+      recompute: plan.stages.map(({ fullRecompute }) => fullRecompute),
+      ...(selective.some((n) => n > 0) ? { selectiveRecompute: selective } : {}),
+    },
+    numDevices: count,
+    stepTimeMs: 1e3 * plan.seconds,
+    lowerBoundMs: 1e3 * plan.lowerBoundSeconds,
+    optimal: plan.optimal,
+    tokensPerGpuPerSecond: batchTokens / plan.seconds / count,
+    mfu: (flopsPerToken(model, sequenceLength) * batchTokens) / plan.seconds / peak,
+    bubbleFraction: plan.bubbleFraction,
+    memoryBytesPerStage: plan.memory.map(({ total }) => Math.round(total)),
+    peakMemoryBytes: Math.round(plan.peakMemoryBytes),
+    termsMs: Object.fromEntries(
+      Object.entries(plan.terms).map(([term, seconds]) => [term, 1e3 * (seconds as number)]),
+    ) as unknown as StepTerms,
+    deviceSecondsPerMillionTokens: (1e6 * count * plan.seconds) / batchTokens,
+  };
+}
+
+function runEstimate(plan: PlanSummary, cluster: ClusterConfig, { batchTokens, pricePerHour }: PlanRequest, tokens: number): RunEstimate {
+  const steps = Math.ceil(tokens / batchTokens);
+  const hours = (steps * plan.stepTimeMs) / 3.6e6;
+  const priced = cluster.nodes.every(({ device }) => (device.pricePerHour ?? pricePerHour) !== undefined);
+  return {
+    tokens,
+    steps,
+    days: hours / 24,
+    deviceHours: hours * plan.numDevices,
+    cost: priced ? hours * clusterPrice(cluster, pricePerHour ?? 0) : null,
+  };
+}
