@@ -93,7 +93,6 @@ export const linkPresets: Readonly<Record<string, LinkConfig>> = {
 /** Round numbers in the middle of what training programs report; `moe plan calibrate` replaces them by fitted ones. */
 export const usualEfficiency: EfficiencyConfig = {
   gemm: 0.8,
-  gemmHalfDepth: 200,
   memory: 0.8,
   kernelSeconds: 3e-6,
   hostSeconds: 8e-6,

@@ -50,8 +50,6 @@ export const linkSchema = z.strictObject({
 export const efficiencySchema = z.strictObject({
   /** Fraction of the peak that an endless matrix product reaches, besides tiles that do not fill all units. */
   gemm: fraction,
-  /** Depth (elements of the reduced dimension) at which a product's units spend as long on starting and writing a tile as on multiplying. */
-  gemmHalfDepth: nonnegative,
   /** Fraction of the memory bandwidth that element-wise operations, norms, softmax and the optimizer reach. */
   memory: fraction,
   /** Seconds of a kernel on the device besides its work: start, ramp, drain. */

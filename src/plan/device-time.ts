@@ -2,9 +2,8 @@
  * Seconds of one operation on one device: matrix products and what memory bounds.
  *
  * A product is cut into tiles of the output; each of the device's units (streaming multiprocessors) computes one tile at a time, so
- * that time goes in waves of `numUnits` tiles, and a last wave that is not full costs as much as a full one. Within a tile, the time is
- * proportional to the depth and a constant beside it (filling the pipeline, writing the result): `gemmHalfDepth`. Small tiles read
- * more per multiplication and reach less of the peak. Where there are few tiles and much depth, libraries cut the depth too (split-K)
+ * that time goes in waves of `numUnits` tiles, and a last wave that is not full costs as much as a full one. Small tiles read more per
+ * multiplication and reach less of the peak. Where there are few tiles and much depth, libraries cut the depth too (split-K)
  * and add up partial results in memory. The library is taken to choose the fastest of these. A product that reads and writes more
  * than it computes is bound by memory.
  *
@@ -71,7 +70,7 @@ export function productSeconds(
     for (const cuts of depthCuts) {
       if (cuts > 1 && (depth / cuts < leastDepth || numTiles >= device.numUnits)) break;
       const waves = Math.ceil((numTiles * cuts) / device.numUnits);
-      const multiply = (waves * 2 * tileRows * tileColumns * (depth / cuts + efficiency.gemmHalfDepth)) / (perUnit * speed);
+      const multiply = (waves * 2 * tileRows * tileColumns * (depth / cuts)) / (perUnit * speed);
       // Partial results in f32: each written once and read once.
       const partial = cuts === 1 ? 0 : (8 * rows * columns * batch * cuts) / bandwidth;
       best = Math.min(best, multiply + partial);

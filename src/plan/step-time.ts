@@ -82,9 +82,11 @@ export interface StepTime {
   readonly optimizerSeconds: number;
 }
 
-/** A step of `stages` (one for each pipeline rank) under plain 1F1B; the sender of a message waits until it has arrived. */
-export function stepTime(cost: CostModel, stages: readonly StagePlan[]): StepTime {
-  const costs = new CachedCosts(cost);
+/**
+ * A step of `stages` (one for each pipeline rank) under plain 1F1B; the sender of a message waits until it has arrived. `costs` may come
+ * from another cost model whose layers cost the same.
+ */
+export function stepTime(cost: CostModel, stages: readonly StagePlan[], costs = new CachedCosts(cost)): StepTime {
   const P = stages.length;
   const message = cost.boundary().seconds;
   const [forward, backward, gradients] = [new Float64Array(P), new Float64Array(P), new Float64Array(P)];

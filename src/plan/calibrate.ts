@@ -1,0 +1,95 @@
+/**
+ * Fits a cluster's efficiency to measured iteration times.
+ *
+ * Every row is predicted by the same cost model and schedule that plan (`cost.ts`, `step-time.ts`); the constants are those of
+ * `EfficiencyConfig`, the same for all rows. Fractions are fitted between 0 and 1, seconds and depths on a logarithmic scale. The objective is
+ * the mean absolute error relative to the measured time, which is what is reported; a few rows that a cluster ran badly do not pull
+ * it. The minimizer starts from the cluster's own constants and is deterministic.
+ */
+import { efficiencySchema, type ClusterConfig, type EfficiencyConfig } from "../config/cluster.ts";
+import { createCostModel } from "./cost.ts";
+import type { Measurement } from "./measurements.ts";
+import { minimize, type MinimizeOptions } from "./minimize.ts";
+import { gptShape } from "./shape.ts";
+import { CachedCosts, evenStages, stepTime } from "./step-time.ts";
+import type { ModelShape, PlanLayout, Recompute, Software, StagePlan, Workload } from "./types.ts";
+
+export type EfficiencyKey = keyof EfficiencyConfig;
+export const efficiencyKeys = Object.keys(efficiencySchema.shape) as EfficiencyKey[];
+/** Constants that are fractions of a peak. */
+const fractions: ReadonlySet<EfficiencyKey> = new Set(["gemm", "memory", "intraLink", "interLink", "overlap"]);
+/** What a constant on a logarithmic scale starts from where it is 0. */
+const smallest = 1e-7;
+
+export interface CalibrationOptions {
+  readonly cluster: ClusterConfig;
+  readonly software: Software;
+  /** Recomputation of rows that do not say. */
+  readonly recompute: Recompute;
+  /** Constants to fit; the others stay the cluster's. Default: all. */
+  readonly keys?: readonly EfficiencyKey[];
+  readonly minimizer?: MinimizeOptions;
+}
+
+/** A row in the planner's words. */
+export interface PreparedRow {
+  readonly workload: Workload;
+  readonly layout: PlanLayout;
+  readonly stages: readonly StagePlan[];
+  readonly seconds: number;
+  /** Rows with the same key have layers, embeddings and heads of the same cost. */
+  readonly key: string;
+}
+
+/** Megatron pads the vocabulary to a multiple of 128 rows a tensor-parallel rank. */
+export function paddedVocabulary(vocabSize: number, tp: number): number {
+  return Math.ceil(vocabSize / (128 * tp)) * 128 * tp;
+}
+
+export function prepareRow(row: Measurement, software: Software, recompute: Recompute): PreparedRow {
+  const { tp, dp, pp, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength } = row;
+  const gpt = gptShape({ numLayers, hiddenSize, numHeads, vocabSize: paddedVocabulary(row.vocabSize, tp) });
+  const model: ModelShape =
+    ffnSize === null ? { ...gpt, numKvHeads } : { ...gpt, numKvHeads, ffnSize, ffnMatrices: 3, style: "llama", tiedEmbeddings: false };
+  const choice = row.recompute ?? recompute;
+  return {
+    workload: { model, sequenceLength, batchSequences: row.batchSequences, software },
+    layout: { pp, dp, tp, ep: 1, etp: 1, microBatch, interleave: 1, sequenceParallel: false, zero: 0 },
+    stages: evenStages(numLayers, pp, choice),
+    seconds: row.seconds,
+    key: [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, sequenceLength, tp, microBatch, choice].join(),
+  };
+}
+
+/** Predicted seconds of each row, in their order. */
+export function predictRows(rows: readonly PreparedRow[], cluster: ClusterConfig): number[] {
+  const shared = new Map<string, CachedCosts>();
+  return rows.map(({ workload, layout, stages, key }) => {
+    const cost = createCostModel({ workload, cluster, layout });
+    let costs = shared.get(key);
+    if (costs === undefined) shared.set(key, (costs = new CachedCosts(cost)));
+    return stepTime(cost, stages, costs).seconds;
+  });
+}
+
+/** Mean of |predicted / measured - 1|. */
+export function meanError(predicted: readonly number[], rows: readonly { readonly seconds: number }[]): number {
+  return predicted.reduce((sum, seconds, i) => sum + Math.abs(seconds / (rows[i]?.seconds ?? 1) - 1), 0) / predicted.length;
+}
+
+/** The efficiency that fits the rows best, found from the cluster's own. */
+export function fitEfficiency(rows: readonly PreparedRow[], options: CalibrationOptions): EfficiencyConfig {
+  const { cluster, keys = efficiencyKeys } = options;
+  const decode = (x: readonly number[]): EfficiencyConfig => {
+    const fitted = keys.map((key, i) => [key, fractions.has(key) ? 1 / (1 + Math.exp(-(x[i] ?? 0))) : Math.exp(x[i] ?? 0)]);
+    return { ...cluster.efficiency, ...Object.fromEntries(fitted) };
+  };
+  const start = keys.map((key) => {
+    const value = cluster.efficiency[key];
+    if (!fractions.has(key)) return Math.log(Math.max(smallest, value));
+    const inside = Math.min(0.99, Math.max(0.01, value));
+    return Math.log(inside / (1 - inside));
+  });
+  const error = (x: readonly number[]): number => meanError(predictRows(rows, { ...cluster, efficiency: decode(x) }), rows);
+  return decode(minimize(error, start, options.minimizer).x);
+}

@@ -1,0 +1,66 @@
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { MoeError } from "../util/errors.ts";
+import { parseMeasurements } from "./measurements.ts";
+
+const header =
+  "# GPUs,global batch,micro batch,hidden size,attention heads,# layers,sequence length,tensor parallelism,data parallelism,pipeline parallelism,iteration time (ms)";
+const good = "8,8,2,2048,16,20,1024,4,1,2,160.6";
+
+describe("measurements", () => {
+  test("are read by the names of columns, in any order, with and without the optional ones", () => {
+    const [row] = parseMeasurements(`${header}\n${good}\n`, "m.csv");
+    expect(row).toEqual({
+      line: 2,
+      numDevices: 8,
+      batchSequences: 8,
+      microBatch: 2,
+      hiddenSize: 2048,
+      numHeads: 16,
+      numKvHeads: 16,
+      numLayers: 20,
+      sequenceLength: 1024,
+      vocabSize: 50_257,
+      ffnSize: null,
+      tp: 4,
+      dp: 1,
+      pp: 2,
+      recompute: null,
+      seconds: 0.1606,
+    });
+    const more = parseMeasurements(`recompute,vocabulary,kv heads,ffn size,${header}\r\nfull,32000,4,5504,${good}\r\n\r\n`, "m.csv");
+    expect(more).toMatchObject([{ recompute: "full", vocabSize: 32_000, numKvHeads: 4, ffnSize: 5504, tp: 4, seconds: 0.1606 }]);
+  });
+
+  test.each([
+    [header, /m.csv: no rows/],
+    [`${header},vocabluary\n${good},3`, /line 1: unknown column "vocabluary" \(did you mean "vocabulary"\?\)/],
+    [header.replace("micro batch,", ""), /line 1: no column "micro batch"/],
+    [`${header},micro batch\n${good},2`, /line 1: column "micro batch" is there twice/],
+    [`${header}\n${good}\n8,8,2,2048`, /line 3: expected 11 values, got 4/],
+    [`${header}\n${good.replace("160.6", "fast")}`, /line 2: iteration time \(ms\): expected a positive number, got "fast"/],
+    [`${header}\n${good.replace("160.6", "-1")}`, /line 2: iteration time .*got "-1"/],
+    [`${header}\n${good.replace(",20,", ",20.5,")}`, /line 2: # layers: expected a whole number, got "20.5"/],
+    [`${header}\n\n16,8,2,2048,16,20,1024,4,1,2,160`, /line 3: tensor 4 \* data 1 \* pipeline 2 parallelism is 8, not 16 GPUs/],
+    [`${header}\n8,9,2,2048,16,20,1024,4,1,2,160`, /line 2: data parallelism 1 \* micro batch 2 does not divide the global batch 9/],
+    [`${header}\n32,8,2,2048,16,2,1024,4,1,8,160`, /line 2: pipeline parallelism 8 for 2 layers/],
+    [`recompute,${header}\nsome,${good}`, /line 2: recompute: expected none, selective, full, got "some"/],
+  ])("a file that begins %j is refused with the line and the next step", (text, message) => {
+    expect(() => parseMeasurements(text, "m.csv")).toThrow(message);
+  });
+
+  test("whatever a file holds, the answer is rows or an error of ours", () => {
+    const cell = fc.oneof(fc.string({ maxLength: 5 }), fc.integer().map(String), fc.constantFrom("", "NaN", "1e999", "-0"));
+    fc.assert(
+      fc.property(fc.array(fc.array(cell, { maxLength: 12 }), { maxLength: 4 }), (rows) => {
+        const text = [header, ...rows.map((row) => row.join(","))].join("\n");
+        try {
+          expect(parseMeasurements(text, "m.csv").every(({ seconds }) => seconds > 0)).toBe(true);
+        } catch (error) {
+          expect(error).toBeInstanceOf(MoeError);
+        }
+      }),
+      { numRuns: 300 },
+    );
+  });
+});
