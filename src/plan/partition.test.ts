@@ -120,6 +120,23 @@ describe("partition of layers over stages", () => {
     expect(found?.seconds).toBe(1200);
   });
 
+  test("the report's example at equal device count: the 5 uneven stages beat 4 even ones by device, and 4 uneven ones beat both", () => {
+    const on = (numStages: number): PartitionProblem => ({
+      numStages,
+      numLayers: 24,
+      numMicroBatches: 1000,
+      candidate(_s, first, n) {
+        const forward = n + (first + n === 24 ? 2 : 0);
+        return { forward, backward: 2 * forward, gradients: 0, optimizer: 0 };
+      },
+    });
+    // Device time of a micro-batch in layers' forward and backward passes, where fill and drain are nothing: stages * pace.
+    const deviceTime = (numStages: number, seconds: number | null): number => Math.round((numStages * (seconds ?? 0)) / 3000);
+    expect(deviceTime(4, partitionSeconds(on(4), [6, 6, 6, 6]))).toBe(4 * 8);
+    expect(deviceTime(5, partitionSeconds(on(5), [5, 5, 5, 5, 4]))).toBe(5 * 6);
+    expect(deviceTime(4, partitionLayers(on(4))?.seconds ?? 0)).toBe(4 * 7);
+  });
+
   test("the bound is tight where stages can be equal: no tree is searched beyond the first descent", () => {
     const found = partitionLayers({
       numStages: 8,

@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { findClusterPreset, parseClusterConfig, withNumDevices, type ClusterConfig } from "../config/cluster.ts";
 import { modelPresets } from "../config/model-presets.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { isFeasible, LayoutEvaluation, type EvaluatedLayout } from "./evaluate.ts";
+import { EvaluationCache, isFeasible, LayoutEvaluation, type EvaluatedLayout } from "./evaluate.ts";
 import { layoutsOf } from "./layouts.ts";
 import { usualSoftware } from "./plan.ts";
 import { lossesOf, paretoOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
@@ -237,4 +237,35 @@ test("sharding gradients costs time where there are several micro-batches, shard
   expect(three?.seconds).toBeGreaterThan(two?.seconds ?? Infinity);
   expect(two?.peakMemoryBytes).toBeLessThan(one?.peakMemoryBytes ?? 0);
   expect(three?.peakMemoryBytes).toBeLessThan(two?.peakMemoryBytes ?? 0);
+});
+
+test("52 layers on 12 stages: the exact split and recomputation by stage beat every even split, most where memory is short", () => {
+  const cluster = withNumDevices(findClusterPreset("a800"), 1536);
+  const options = optionsFor(modelPresets["skywork-moe"], cluster, 2048, 8192);
+  const layout = { pp: 12, dp: 32, tp: 4, ep: 4, etp: 1, microBatch: 2, interleave: 1, sequenceParallel: true, zero: 1 } as const;
+  const cache = new EvaluationCache();
+  const seconds = (more: Partial<SearchOptions>): number => {
+    const result = new LayoutEvaluation(layout, { ...options, ...more }, cache).evaluate();
+    return isFeasible(result) ? result.seconds : Infinity;
+  };
+  const exact = new LayoutEvaluation(layout, options, cache).evaluate();
+  if (!isFeasible(exact)) throw new Error(exact.reason);
+  expect(exact.optimal).toBe(true);
+  let [byStage, alike] = [Infinity, Infinity];
+  // All ways in which 4 of the 12 stages have 5 layers, the others 4.
+  for (let mask = 0; mask < 2 ** 12; mask++) {
+    const layers = Array.from({ length: 12 }, (_, s) => 4 + ((mask >> s) & 1));
+    if (layers.reduce((a, b) => a + b, 0) !== 52) continue;
+    byStage = Math.min(byStage, seconds({ layers }));
+    // As Megatron does it: the same number on every stage, the least that fits.
+    for (let k = 0; k <= 5; k++) {
+      const same = seconds({ layers, recompute: layers.map((n) => Math.min(n, k)) });
+      if (same === Infinity) continue;
+      alike = Math.min(alike, same);
+      break;
+    }
+  }
+  expect(exact.seconds).toBeLessThanOrEqual(byStage * (1 + 1e-12));
+  expect(byStage).toBeLessThanOrEqual(alike * (1 + 1e-12));
+  expect(exact.seconds).toBeLessThan(alike);
 });
