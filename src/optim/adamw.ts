@@ -88,11 +88,11 @@ export class AdamW implements Disposable {
 
   /**
    * Sum of squares of all gradients that are set, as f64 in the order of the parameters: the same bits on every backend and
-   * for any number of threads. Not finite where a gradient is not.
+   * for any number of threads. Not finite where a gradient is not. `counts`: of these parameters; default: all.
    */
-  gradSumSquares(): number {
+  gradSumSquares(counts: (name: string) => boolean = () => true): number {
     const { backend } = this.#engine;
-    const gradients = this.#slots.flatMap(({ parameter }) => gradOf(parameter) ?? []);
+    const gradients = this.#slots.flatMap(({ name, parameter }) => (counts(name) ? (gradOf(parameter) ?? []) : []));
     const sums = new Float64Array(gradients.length);
     using buffer = this.#engine.detached([2 * gradients.length], "f32");
     for (const [i, grad] of gradients.entries()) backend.kernels.sumSquares(buffer.ptr + 8 * i, grad.ptr, grad.size);

@@ -3,7 +3,7 @@
  * Evaluation is dropless and records nothing. The error treats sequences as independent and tokens within one as not: it is
  * that of a ratio of sums over sequences (linearized), which is honest for packed text.
  */
-import type { Dataset } from "../data/dataset.ts";
+import type { Dataset, TokenBatch } from "../data/dataset.ts";
 import type { Decoder } from "../model/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { toModelBatch } from "./batch.ts";
@@ -23,17 +23,35 @@ export interface EvaluateOptions {
   readonly batchSequences: number;
 }
 
+/** Cross-entropy of each token of a batch, f32 [T], 0 where it bears no loss. Dropless. */
+export function tokenLosses(model: Decoder, batch: TokenBatch): Float32Array {
+  return model.engine.scope(() => {
+    const { batch: modelBatch, targets } = toModelBatch(model.engine, batch);
+    return model.loss(modelBatch, targets, { scale: 1 }).perToken.toFloat32Array();
+  });
+}
+
 /** Evaluates `model` on the first sequences of `dataset` (which should not shuffle). Throws `file` where no token bears loss. */
-export function evaluate(model: Decoder, dataset: Dataset, { maxSequences, batchSequences }: EvaluateOptions): Evaluation {
+export function evaluate(model: Decoder, dataset: Dataset, options: EvaluateOptions): Evaluation {
+  return evaluateWith((batches) => batches.map((batch) => tokenLosses(model, batch)), dataset, options);
+}
+
+/** `evaluate` for a model that may be spread over ranks: `losses` is `tokenLosses` of each batch. */
+export function evaluateWith(
+  losses: (batches: readonly TokenBatch[]) => readonly Float32Array[],
+  dataset: Dataset,
+  { maxSequences, batchSequences }: EvaluateOptions,
+): Evaluation {
   const numSequences = Math.min(maxSequences, dataset.numSequences);
+  const batches = Array.from({ length: Math.ceil(numSequences / batchSequences) }, (_, i) => {
+    const first = i * batchSequences;
+    return dataset.batch(first, Math.min(batchSequences, numSequences - first));
+  });
   const sums: number[] = [];
   const counts: number[] = [];
-  for (let first = 0; first < numSequences; first += batchSequences) {
-    const batch = dataset.batch(first, Math.min(batchSequences, numSequences - first));
-    const perToken = model.engine.scope(() => {
-      const { batch: modelBatch, targets } = toModelBatch(model.engine, batch);
-      return model.loss(modelBatch, targets, { scale: 1 }).perToken.toFloat32Array();
-    });
+  for (const [i, perToken] of losses(batches).entries()) {
+    const batch = batches[i];
+    if (batch === undefined) break;
     for (let b = 0; b < batch.numSequences; b++) {
       const from = b * batch.sequenceLength;
       const to = from + batch.sequenceLength;

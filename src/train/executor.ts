@@ -4,6 +4,7 @@
  */
 import type { RunConfig } from "../config/run.ts";
 import type { Decoder } from "../model/index.ts";
+import type { Recorder } from "../parallel/recorder.ts";
 import { microForward, type MicroResult, type MicroStepInput } from "./micro-step.ts";
 
 /** What happens beside the passes: communication that begins as early, and is waited for as late, as they allow. */
@@ -31,19 +32,27 @@ export function layerNumbers({ layers: { start, end }, config }: Decoder): numbe
 export class SequentialExecutor implements StepExecutor {
   readonly #model: Decoder;
   readonly #config: RunConfig;
+  readonly #recorder: Recorder | null;
 
-  constructor(model: Decoder, config: RunConfig) {
+  constructor(model: Decoder, config: RunConfig, recorder: Recorder | null = null) {
     this.#model = model;
     this.#config = config;
+    this.#recorder = recorder;
   }
   run(micro: readonly MicroStepInput[], hooks: StepHooks): MicroResult[] {
     const layers = layerNumbers(this.#model);
     return micro.map((input, index) => {
       if (index === 0) for (const layer of layers) hooks.beforeLayer(layer);
-      using forward = microForward(this.#model, this.#config, input);
-      forward.backward(null);
+      using forward = this.#pass("forward", index, () => microForward(this.#model, this.#config, input));
+      this.#pass("backward", index, () => forward.backward(null));
       if (index === micro.length - 1) for (const layer of layers.toReversed()) hooks.onGradients(layer);
       return forward.result;
     });
+  }
+
+  #pass<T>(kind: "forward" | "backward", microBatch: number, run: () => T): T {
+    return this.#recorder === null
+      ? run()
+      : this.#recorder.span({ name: `${kind} ${microBatch}`, track: "compute", args: { microBatch } }, run);
   }
 }

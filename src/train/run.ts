@@ -12,10 +12,10 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { copyTokenizer, loadTokenizer } from "../checkpoint/tokenizer.ts";
-import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import { checkAgainstModel, type RunConfig } from "../config/run.ts";
 import type { Dataset } from "../data/index.ts";
-import { Decoder, loadModel } from "../model/index.ts";
+import type { Communicator } from "../parallel/communicator.ts";
+import { RecordedCommunicator, Recorder } from "../parallel/recorder.ts";
 import type { Engine } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
@@ -30,8 +30,8 @@ import {
   type CheckpointState,
   type TrainingState,
 } from "./checkpoint.ts";
-import { evaluate, type Evaluation } from "./evaluate.ts";
-import { optimizerParts, weightParts, wholeTensors } from "./parallel/parts.ts";
+import { evaluateWith, type Evaluation } from "./evaluate.ts";
+import { modelSource, openRanks } from "./open-ranks.ts";
 import { measurePeakFlops } from "./peak.ts";
 import { prepareData, type RunData } from "./run-data.ts";
 import {
@@ -47,6 +47,8 @@ import {
 import { writeSamples } from "./samples.ts";
 import type { LayerSimilarity } from "./similarity.ts";
 import { TimeLeft } from "./time-left.ts";
+import { StepTrace } from "./step-trace.ts";
+import { RunGroup } from "./run-group.ts";
 import { runTokenizer } from "./tokenizer.ts";
 import { Trainer, type StepMetrics } from "./trainer.ts";
 
@@ -74,7 +76,11 @@ export interface TrainOptions {
   readonly resume?: boolean;
   /** Aborted: the step under way is finished, a checkpoint saved, and `train` returns with `stopped`. */
   readonly signal?: AbortSignal;
-  readonly onEvent?: (event: TrainEvent) => void;
+  readonly onEvent?: ((event: TrainEvent) => void) | undefined;
+  /** The ranks that train together, as `layout` of the configuration says. All call `train` alike; rank 0 writes and reports. Default: this one alone. */
+  readonly communicator?: Communicator;
+  /** A Chrome trace of one step of all ranks goes here: of the third that this call trains, when nothing is new any more, or its last. */
+  readonly traceFile?: string;
 }
 
 export interface TrainResult {
@@ -98,35 +104,44 @@ export interface TrainResult {
  * ```
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
-  const { config, runFolder, engine, signal, onEvent, resume = false } = options;
-  makeRunFolder(runFolder);
-  using _ = lockFolder(runFolder, "a run folder that no process trains in");
-  const checkpoint = openRunFolder(runFolder, resume);
-  const state = checkpoint === null ? null : readCheckpointState(checkpoint);
-  if (checkpoint !== null) warnOfChanges(options, checkpoint);
-  const tokenizerPath = await runTokenizer(config, runFolder, checkpoint);
+  const { config, runFolder, engine, signal, resume = false } = options;
+  const recorder = new Recorder(options.communicator?.rank ?? 0);
+  const group = new RunGroup(engine, recorded(options.communicator, recorder));
+  group.requireAlike(config);
+  const onEvent = group.isFirst ? options.onEvent : undefined;
+  if (group.isFirst) makeRunFolder(runFolder);
+  using _ = group.isFirst ? lockFolder(runFolder, "a run folder that no process trains in") : null;
+  const checkpoint = await group.first(() => openRunFolder(runFolder, resume));
+  const state = await group.first(() => (checkpoint === null ? null : readCheckpointState(checkpoint)));
+  if (checkpoint !== null) warnOfChanges(runFolder, config, checkpoint, onEvent);
+  const tokenizerPath = await group.first(() => runTokenizer(config, runFolder, checkpoint));
   const tokenizer = await loadTokenizer(tokenizerPath);
   const onProgress = (progress: { documents: number; characters: number; tokens: number }): void =>
     onEvent?.({ type: "tokenizing", ...progress });
-  using data = await prepareData({ config, runFolder, backend: engine.backend, tokenizer, tokenizerPath, signal, onProgress });
+  using data = await group.inTurn(() =>
+    prepareData({ config, runFolder, backend: engine.backend, tokenizer, tokenizerPath, signal, onProgress }),
+  );
   if (checkpoint !== null && state !== null) checkResumable(checkpoint, state, config, data);
-  using model = openModel(engine, config, checkpoint);
-  checkVocabulary(tokenizer.vocabSize, model.config.vocabSize, tokenizerPath);
-  for (const message of checkAgainstModel(config, model.config)) onEvent?.({ type: "warning", message });
-  const peakFlops = measurePeakFlops(engine, config.precision);
+  const source = modelSource(config, checkpoint);
+  checkVocabulary(tokenizer.vocabSize, source.config.vocabSize, tokenizerPath);
+  for (const message of checkAgainstModel(config, source.config)) onEvent?.({ type: "warning", message });
+  using opened = openRanks(engine, { world: group.world, config, source, recorder });
+  const { ranks } = opened;
+  const peakFlops = group.gather(measurePeakFlops(engine, config.precision)).reduce((a, b) => a + b, 0);
   const from = state === null ? {} : { state: state.training, coefficients: state.coefficients };
-  using trainer = new Trainer(config, model, data.train, { peakFlops, ...from });
+  const [model] = ranks.models;
+  if (model === undefined) throw new MoeError("internal", "train: a rank without a part of the model");
+  using trainer = new Trainer(config, model, data.train, { peakFlops, ranks, recorder, ...from });
   if (checkpoint !== null && state !== null) {
-    const { tensors } = trainer.optimizer.state();
-    readOptimizerTensors(checkpoint, optimizerParts(model.specs, tensors));
-    trainer.optimizer.loadState({ step: state.optimizerStep, tensors });
-    truncateRecords(runFolder, state.training.step);
+    readOptimizerTensors(checkpoint, trainer.optimizerParts());
+    trainer.optimizer.loadState({ step: state.optimizerStep, tensors: trainer.optimizer.state().tensors });
+    if (group.isFirst) truncateRecords(runFolder, state.training.step);
   } else if (config.model.from !== undefined) {
     takeCarriedOptimizer(config.model.from, trainer, onEvent);
-    keepReceipt(runFolder, config.model.from);
+    if (group.isFirst) keepReceipt(runFolder, config.model.from);
   }
-  writeRunConfig(runFolder, config);
-  return await new Run(options, trainer, data, checkpoint, {
+  if (group.isFirst) writeRunConfig(runFolder, config);
+  return await new Run({ ...options, onEvent }, { group, recorder }, trainer, data, checkpoint, {
     tokenizer,
     write: (folder) => {
       copyTokenizer(tokenizerPath, folder, tokenizer);
@@ -134,12 +149,15 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   }).toTheEnd();
 }
 
+function recorded(communicator: Communicator | undefined, recorder: Recorder): Communicator | null {
+  return communicator === undefined ? null : new RecordedCommunicator(communicator, recorder);
+}
+
 /** What `moe upcycle --optimizer carry` left beside the weights. */
-function takeCarriedOptimizer(from: string, { optimizer, model }: Trainer, onEvent: TrainOptions["onEvent"]): void {
-  const { tensors } = optimizer.state();
-  const step = readCarriedOptimizer(from, optimizerParts(model.specs, tensors));
+function takeCarriedOptimizer(from: string, trainer: Trainer, onEvent: TrainOptions["onEvent"]): void {
+  const step = readCarriedOptimizer(from, trainer.optimizerParts());
   if (step === null) return;
-  optimizer.loadState({ step, tensors });
+  trainer.optimizer.loadState({ step, tensors: trainer.optimizer.state().tensors });
   onEvent?.({ type: "warning", message: `the optimizer begins with the state of ${step} updates that upcycling carried over (${from})` });
 }
 
@@ -152,6 +170,8 @@ interface RunTokenizer {
 /** The loop around the trainer's steps. */
 class Run {
   readonly #options: TrainOptions;
+  readonly #group: RunGroup;
+  readonly #trace: StepTrace;
   readonly #trainer: Trainer;
   readonly #data: RunData;
   readonly #tokenizer: RunTokenizer;
@@ -160,8 +180,18 @@ class Run {
   /** The checkpoint of the state as it is now, if there is one. */
   #saved: string | null;
 
-  constructor(options: TrainOptions, trainer: Trainer, data: RunData, saved: string | null, tokenizer: RunTokenizer) {
+  constructor(
+    options: TrainOptions,
+    { group, recorder }: { group: RunGroup; recorder: Recorder },
+    trainer: Trainer,
+    data: RunData,
+    saved: string | null,
+    tokenizer: RunTokenizer,
+  ) {
     this.#options = options;
+    this.#group = group;
+    const { numSteps } = options.config;
+    this.#trace = new StepTrace(options.traceFile ?? null, { group, recorder, step: Math.min(trainer.state.step + 3, numSteps) });
     this.#trainer = trainer;
     this.#data = data;
     this.#saved = saved;
@@ -181,8 +211,8 @@ class Run {
       this.#measureSimilarity();
       this.#sample();
     }
-    while (trainer.state.step < config.numSteps && signal?.aborted !== true) {
-      const metrics = trainer.step();
+    while (trainer.state.step < config.numSteps && !this.#group.any(signal?.aborted === true)) {
+      const metrics = this.#trace.around(trainer.state.step + 1, () => trainer.step());
       this.#saved = null;
       this.#timeLeft.step(metrics.seconds);
       if (isDue(metrics.step, config.logIntervalSteps) || metrics.step === config.numSteps) this.#log({ type: "step", ...metrics });
@@ -218,7 +248,7 @@ class Run {
   #sample(): void {
     const { config, runFolder } = this.#options;
     const { step } = this.#trainer.state;
-    if (!isDue(step, config.samples.intervalSteps)) return;
+    if (!isDue(step, config.samples.intervalSteps) || this.#trainer.ranks.size > 1) return;
     const records = writeSamples(this.#trainer.model, this.#tokenizer.tokenizer, config, step);
     for (const record of records) appendRecord(runFolder, "samples", record);
   }
@@ -243,7 +273,7 @@ class Run {
   #save(): string {
     const { runFolder, config, onEvent } = this.#options;
     const started = performance.now();
-    const { model, optimizer, coefficients, state: training } = this.#trainer;
+    const { model, optimizer, coefficients, state: training, ranks } = this.#trainer;
     const state: CheckpointState = {
       training,
       precision: config.precision,
@@ -251,27 +281,27 @@ class Run {
       coefficients: coefficients.state,
       optimizerStep: optimizer.numSteps,
     };
-    const whole = wholeTensors([...weightParts(model), ...optimizerParts(model.specs, optimizer.state().tensors)]);
-    const folder = saveCheckpoint(runFolder, {
-      config: model.config,
-      dtype: model.dtype,
-      tensors: whole,
-      state,
-      writeTokenizer: this.#tokenizer.write,
-    });
-    pruneCheckpoints(runFolder, config.checkpoint.keep);
+    const writeTokenizer = this.#tokenizer.write;
+    const folder = ranks.checkpoint(this.#trainer.parts(), (tensors) =>
+      saveCheckpoint(runFolder, { config: model.config, dtype: model.dtype, tensors, state, writeTokenizer }),
+    );
+    if (this.#group.isFirst) pruneCheckpoints(runFolder, config.checkpoint.keep);
     this.#timeLeft.save((performance.now() - started) / 1000);
     onEvent?.({ type: "checkpoint", folder });
     return folder;
   }
   #log(record: object): void {
+    if (!this.#group.isFirst) return;
     appendRecord(this.#options.runFolder, "metrics", this.#trainer.forcedBalance ? { ...record, forcedBalance: true } : record);
   }
 }
 
 function evaluateSet(trainer: Trainer, dataset: Dataset, config: RunConfig): Evaluation {
   const { maxSequences } = config.evaluation;
-  return evaluate(trainer.model, dataset, { maxSequences, batchSequences: config.microBatchSequences });
+  return evaluateWith((batches) => trainer.ranks.tokenLosses(batches), dataset, {
+    maxSequences,
+    batchSequences: config.microBatchSequences,
+  });
 }
 
 function notFinite(step: number, name: string, loss: number, saved: string | null): MoeError {
@@ -288,15 +318,8 @@ async function nextTurn(): Promise<void> {
   await new Promise((resolve) => setImmediate(resolve));
 }
 
-function openModel(engine: Engine, config: RunConfig, checkpoint: string | null): Decoder {
-  const dtype = config.precision;
-  if (checkpoint !== null) return loadModel(engine, checkpoint, { dtype, mapped: false });
-  if (config.model.from !== undefined) return loadModel(engine, config.model.from, { dtype, mapped: false });
-  return Decoder.initialize(engine, fromHuggingFaceConfig(config.model.config, "model.config"), { dtype, seed: config.seed });
-}
-
 /** A resumed run goes on from its checkpoint's model; what else differs from how it began is said, not refused. */
-function warnOfChanges({ runFolder, config, onEvent }: TrainOptions, checkpoint: string): void {
+function warnOfChanges(runFolder: string, config: RunConfig, checkpoint: string, onEvent: TrainOptions["onEvent"]): void {
   if (!existsSync(join(runFolder, "config.json"))) return;
   const changes = changedFields(readRunConfig(runFolder), config);
   const model = changes.filter((change) => change.startsWith("model."));

@@ -10,7 +10,7 @@
  */
 import { dtypeCodes } from "../backend/kernels.ts";
 import type { TokenBatch } from "../data/dataset.ts";
-import type { Decoder } from "../model/index.ts";
+import type { Batch, Decoder } from "../model/index.ts";
 import type { Experts } from "../nn/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { toModelBatch } from "./batch.ts";
@@ -34,19 +34,18 @@ export interface LayerSimilarity {
 /** Of every layer with experts, ascending. Dropless, without noise, off any tape. */
 export function expertSimilarity(model: Decoder, probe: TokenBatch): LayerSimilarity[] {
   const { engine } = model;
+  return engine.withTape(null, () => engine.scope(() => stageSimilarity(model, toModelBatch(engine, probe).batch).layers));
+}
+
+/** Of the layers of a stage, with the hidden states [T, H] that it gives for those that came in. In the caller's scope. */
+export function stageSimilarity(model: Decoder, batch: Batch, hidden?: Tensor): { layers: LayerSimilarity[]; hidden_TH: Tensor } {
   const alike: Omit<LayerSimilarity, "gates">[] = [];
-  const gates: number[][] = [];
-  engine.withTape(null, () =>
-    engine.scope(() => {
-      const { batch } = toModelBatch(engine, probe);
-      const observe = (layer: number, experts: Experts, x_TH: Tensor): void => {
-        alike.push({ layer, weights: weightSimilarity(experts), outputs: outputSimilarity(experts, x_TH) });
-      };
-      const { routing } = model.forwardHidden(batch, { routing: { observe } });
-      for (const { probs_TE } of routing) gates.push(sortedGates(probs_TE.toFloat32Array(), probs_TE.dim(1)));
-    }),
-  );
-  return alike.map((layer, index) => ({ ...layer, gates: gates[index] ?? [] }));
+  const observe = (layer: number, experts: Experts, x_TH: Tensor): void => {
+    alike.push({ layer, weights: weightSimilarity(experts), outputs: outputSimilarity(experts, x_TH) });
+  };
+  const { routing, hidden_TH } = model.forwardHidden(batch, { routing: { observe }, ...(hidden === undefined ? {} : { hidden }) });
+  const gates = routing.map(({ probs_TE }) => sortedGates(probs_TE.toFloat32Array(), probs_TE.dim(1)));
+  return { layers: alike.map((layer, index) => ({ ...layer, gates: gates[index] ?? [] })), hidden_TH };
 }
 
 /** E means over tokens: of the largest probability of a token, of the second largest, and so on. From probabilities [T, E]. */

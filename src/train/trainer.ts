@@ -1,5 +1,5 @@
 /**
- * One optimizer step on one device: batches, forward and backward by micro-batch, clipping, AdamW, balance, metrics.
+ * One optimizer step: batches, forward and backward by micro-batch, clipping, AdamW, balance, metrics.
  *
  * A step is a pure function of (weights, optimizer, step number): data order and schedule follow from the configuration and
  * the step, so a run that was killed and resumed ends with the same bits as one that was not. Cross-entropy is normalized by
@@ -12,13 +12,17 @@ import { hasExperts } from "../config/model.ts";
 import type { RunConfig } from "../config/run.ts";
 import type { Dataset, TokenBatch } from "../data/dataset.ts";
 import type { Decoder } from "../model/index.ts";
+import { Recorder } from "../parallel/recorder.ts";
 import { AdamW, learningRateAt, type Schedule } from "../optim/index.ts";
+import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { TrainingState } from "./checkpoint.ts";
 import { Coefficients } from "./coefficients.ts";
-import { microStep, type MicroResult } from "./micro-step.ts";
+import type { MicroResult } from "./micro-step.ts";
+import { optimizerParts, weightParts, type TensorPart } from "./parallel/parts.ts";
+import { AloneRanks, type TrainingRanks } from "./ranks.ts";
 import { layerMetrics, loadCounts, updatedBias, type LayerMetrics, type MicroRouting } from "./routing.ts";
-import { expertSimilarity, type LayerSimilarity } from "./similarity.ts";
+import type { LayerSimilarity } from "./similarity.ts";
 
 export interface StepMetrics {
   readonly step: number;
@@ -47,6 +51,10 @@ export interface StepMetrics {
 const probeSequences = 4;
 
 export interface TrainerOptions {
+  /** The ranks that train together. Default: this one alone. */
+  readonly ranks?: TrainingRanks;
+  /** Notes what the step does beside the passes. */
+  readonly recorder?: Recorder;
   /** FLOP/s against which MFU is stated, or null. */
   readonly peakFlops: number | null;
   /** Where a run goes on. */
@@ -57,7 +65,9 @@ export interface TrainerOptions {
 
 export class Trainer implements Disposable {
   readonly config: RunConfig;
+  /** The model; of several ranks, what this one has of it (of its first stage). */
   readonly model: Decoder;
+  readonly ranks: TrainingRanks;
   readonly optimizer: AdamW;
   readonly data: Dataset;
   /** FLOP/s against which MFU is stated. */
@@ -66,6 +76,7 @@ export class Trainer implements Disposable {
   readonly coefficients: Coefficients;
   /** Layers with experts, ascending. */
   readonly #layers: readonly number[];
+  readonly #recorder: Recorder;
   #state: TrainingState;
 
   /** The trainer owns its optimizer, not the model. Throws `file` for coefficients of another model. */
@@ -73,13 +84,15 @@ export class Trainer implements Disposable {
     this.config = config;
     this.model = model;
     this.data = data;
+    this.ranks = options.ranks ?? new AloneRanks(model, config);
+    this.#recorder = options.recorder ?? new Recorder(this.ranks.rank);
     this.peakFlops = options.peakFlops;
     this.#state = options.state ?? { step: 0, sequences: 0, tokens: 0, flops: 0, seconds: 0 };
     this.#layers = Array.from({ length: model.config.numLayers }, (_, layer) => layer).filter((layer) => hasExperts(model.config, layer));
     this.coefficients = new Coefficients(config.moe.auxiliaryLossCoefficient, this.#layers.length, options.coefficients ?? null);
     const { beta1, beta2, epsilon, weightDecay } = config.optimizer;
     model.engine.backend.resetPeak();
-    this.optimizer = new AdamW(model.engine, model.parameters.values(), { beta1, beta2, eps: epsilon, weightDecay });
+    this.optimizer = new AdamW(model.engine, this.#parameters().values(), { beta1, beta2, eps: epsilon, weightDecay });
   }
 
   get state(): TrainingState {
@@ -93,22 +106,32 @@ export class Trainer implements Disposable {
 
   /** How alike the experts of each layer are, on the first training sequences as probe: the same all through the run. */
   expertSimilarity(): LayerSimilarity[] {
-    return expertSimilarity(this.model, this.data.batch(0, Math.min(probeSequences, this.config.batchSequences)));
+    return this.ranks.expertSimilarity(this.data.batch(0, Math.min(probeSequences, this.config.batchSequences)));
   }
 
   /** One optimizer step. A loss or gradient that is not finite throws `resource` and changes nothing. */
   step(): StepMetrics {
     const started = performance.now();
-    const { config } = this;
+    const { config, ranks } = this;
     const micro = this.#microBatches();
     const numTargets = micro.reduce((n, { tokens }) => n + tokens.numTargets, 0);
     // A batch in which no token bears loss (conversations cut between the assistant's turns) has a loss and gradients of 0.
     const common = { step: this.#state.step, scale: 1 / Math.max(1, numTargets), coefficients: this.coefficients.values };
-    const results = micro.map((part) => microStep(this.model, config, { ...part, ...common }));
+    const { index, count } = ranks.share;
+    const own = micro.slice((index * micro.length) / count, ((index + 1) * micro.length) / count);
+    const results = ranks.gatherResults(
+      ranks.executor.run(
+        own.map((part) => ({ ...part, ...common })),
+        ranks.hooks,
+      ),
+    );
     const loss = results.reduce((sum, r) => sum + r.loss, 0);
     this.#requireFinite(loss, "loss");
     const learningRate = learningRateAt(scheduleOf(config), this.#state.step);
-    const { gradNorm } = this.optimizer.step({ learningRate, maxGradNorm: config.optimizer.clipNorm });
+    ranks.reduceGradients();
+    const gradNorm = Math.sqrt(ranks.sum(this.optimizer.gradSumSquares((name) => ranks.counts(name))));
+    const update = { learningRate, maxGradNorm: config.optimizer.clipNorm, gradNorm };
+    this.#recorder.span({ name: "optimizer", track: "compute" }, () => this.optimizer.step(update));
     this.#requireFinite(gradNorm, "gradient norm");
     this.optimizer.zeroGrad();
     const layers = this.#layerMetrics(results);
@@ -154,7 +177,9 @@ export class Trainer implements Disposable {
     const { biasUpdateRate } = this.config.moe;
     if (biasUpdateRate === 0) return;
     for (const [index, layer] of this.#layers.entries()) {
-      const bias = this.model.parameters.get(`layers.${layer}.moe.router.bias`);
+      const model = this.ranks.models.find(({ layers: { start, end } }) => layer >= start && layer < end);
+      if (model === undefined) continue;
+      const bias = model.parameters.get(`layers.${layer}.moe.router.bias`);
       if (bias === undefined) throw new MoeError("internal", `layer ${layer}: moe.biasUpdateRate without a selection bias`);
       const counts = loadCounts(routingOf(results, index), bias.size);
       this.model.engine.backend.write(bias.ptr, updatedBias(bias.toFloat32Array(), counts, biasUpdateRate));
@@ -182,14 +207,30 @@ export class Trainer implements Disposable {
     throw new MoeError("resource", `step ${this.#state.step + 1}: the ${what} is ${value}${where}. ${advice}`);
   }
 
-  /** The first weight, in the order of the forward pass, that is not finite; otherwise the first such gradient. */
+  /** The first weight, by rank and in the order of the forward pass, that is not finite; otherwise the first such gradient. */
   #firstNonFinite(): string | null {
-    const { engine, parameters } = this.model;
-    for (const [name, parameter] of parameters) {
-      if (!parameter.toFloat32Array().every(Number.isFinite)) return `the weights of ${name}`;
-    }
-    const gradient = engine.scope(() => this.optimizer.firstNonFinite());
-    return gradient === null ? null : `the gradient of ${gradient}`;
+    const { ranks } = this;
+    const weight = [...this.#parameters()].find(([, parameter]) => !parameter.toFloat32Array().every(Number.isFinite))?.[0];
+    const gradient = this.model.engine.scope(() => this.optimizer.firstNonFinite());
+    const found = ranks.gather({ weight, gradient }).map((of, rank) => ({ ...of, on: ranks.size === 1 ? "" : ` on rank ${rank}` }));
+    const first = found.find((of) => of.weight !== undefined);
+    if (first?.weight !== undefined) return `the weights of ${first.weight}${first.on}`;
+    const bad = found.find((of) => of.gradient !== null);
+    return bad === undefined || bad.gradient === null ? null : `the gradient of ${bad.gradient}${bad.on}`;
+  }
+  /** What this rank has of the tensors of a checkpoint. */
+  parts(): TensorPart[] {
+    return [...this.ranks.models.flatMap(weightParts), ...this.optimizerParts()];
+  }
+  optimizerParts(): TensorPart[] {
+    return optimizerParts(
+      this.ranks.models.flatMap(({ specs }) => specs),
+      this.optimizer.state().tensors,
+    );
+  }
+  /** Of all that this rank has. */
+  #parameters(): Map<string, Tensor> {
+    return new Map(this.ranks.models.flatMap(({ parameters }) => [...parameters]));
   }
 
   #layerMetrics(results: readonly MicroResult[]): LayerMetrics[] {

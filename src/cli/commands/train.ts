@@ -2,11 +2,20 @@
 import { existsSync, readFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { Command } from "commander";
-import { applySettings, parseRunConfig, type RunConfig } from "../../config/run.ts";
+import { parseLayout } from "../../config/layout.ts";
+import { applySettings, layoutOf, parseRunConfig, type RunConfig } from "../../config/run.ts";
 import { findRecipe, recipes } from "../../recipes/index.ts";
-import { describeMfu, readRunConfig, train, type TrainEvent } from "../../train/index.ts";
+import {
+  describeMfu,
+  readRunConfig,
+  train,
+  trainOnRanks,
+  type TrainEvent,
+  type TrainRanksOptions,
+  type TrainResult,
+} from "../../train/index.ts";
 import { fileError, MoeError } from "../../util/errors.ts";
-import { collected } from "../options.ts";
+import { collected, wholeNumber } from "../options.ts";
 import { formatCount, Output, type Progress } from "../output.ts";
 import { openEngine } from "../session.ts";
 
@@ -17,6 +26,9 @@ interface TrainFlags {
   readonly validation?: string;
   readonly out?: string;
   readonly resume?: boolean;
+  readonly ranks?: number;
+  readonly layout?: string;
+  readonly trace?: string;
   readonly json?: boolean;
 }
 
@@ -31,6 +43,9 @@ export function addTrain(program: Command): void {
     .option("--set <key=value>", "change one field of the configuration (repeatable)", collected, [])
     .option("--out <folder>", "run folder (default: runs/<name of the recipe or configuration>)")
     .option("--resume", "continue from the newest checkpoint")
+    .option("--ranks <n>", "ranks that are threads of this process: as many as the layout has (default)", wholeNumber(1))
+    .option("--layout <file>", "JSON of the layout of ranks, as a planner writes it (the field layout of the configuration)")
+    .option("--trace <file>", "write a Chrome trace of one step of all ranks (ui.perfetto.dev opens it)")
     .option("--json", "print one JSON object")
     .action(run);
 }
@@ -44,11 +59,11 @@ async function run(source: string, flags: TrainFlags): Promise<void> {
     controller.abort();
   };
   process.once("SIGINT", stop).once("SIGTERM", stop);
-  using engine = await openEngine();
   const reporter = new Reporter(output);
   try {
-    const resume = flags.resume === true;
-    const result = await train({ engine, config, runFolder, resume, signal: controller.signal, onEvent: (event) => reporter.on(event) });
+    const onEvent = (event: TrainEvent): void => reporter.on(event);
+    const options = { config, runFolder, resume: flags.resume === true, signal: controller.signal, onEvent };
+    const result = await start({ ...options, ...(flags.trace === undefined ? {} : { traceFile: flags.trace }) }, flags.ranks);
     reporter.stop();
     const { state, evaluations, folder, stopped, forcedBalance } = result;
     const losses = Object.entries(evaluations).map(
@@ -68,6 +83,20 @@ async function run(source: string, flags: TrainFlags): Promise<void> {
   }
 }
 
+/** On this thread, or on as many as the layout has ranks. */
+async function start(options: TrainRanksOptions, ranks: number | undefined): Promise<TrainResult> {
+  const { pp, dp, tp } = layoutOf(options.config);
+  const size = pp * dp * tp;
+  if (ranks !== undefined && ranks !== size)
+    throw new MoeError(
+      "usage",
+      `--ranks ${ranks}: the layout has pp ${pp} * dp ${dp} * tp ${tp} = ${size} ranks; change it with --layout, or --set layout.pp=... (dp, tp)`,
+    );
+  if (size > 1) return await trainOnRanks(options);
+  using engine = await openEngine();
+  return await train({ ...options, engine });
+}
+
 /** Stands wherever the results of such a run do. */
 const forcedBalanceNote = "FORCED BALANCE: tokens went to experts in turn, whatever the router said (moe.forcedBalance)";
 
@@ -79,14 +108,20 @@ function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFol
       const instead = `--set model.from=<checkpoint> with ${join(source, "config.json")} starts another one from its weights`;
       throw new MoeError("usage", `--out ${flags.out}: ${source} is the folder of a run, which goes on where it is; ${instead}`);
     }
-    return { config: parseRunConfig(applySettings(readRunConfig(source), flags.set), source), runFolder: source };
+    return { config: parseRunConfig(applySettings(withLayout(readRunConfig(source), flags), flags.set), source), runFolder: source };
   }
   const runFolder = flags.out ?? join("runs", basename(source, ".json"));
   if (isFileName(source)) {
     refuseInputs(source, flags);
-    return { config: parseRunConfig(applySettings(readJson(source), flags.set), source), runFolder };
+    return { config: parseRunConfig(applySettings(withLayout(readJson(source), flags), flags.set), source), runFolder };
   }
-  return { config: parseRunConfig(applySettings(findRecipe(source)(flags), flags.set), `recipe ${source}`), runFolder };
+  return { config: parseRunConfig(applySettings(withLayout(findRecipe(source)(flags), flags), flags.set), `recipe ${source}`), runFolder };
+}
+
+/** A configuration with the layout of `--layout`. */
+function withLayout(config: unknown, { layout }: TrainFlags): unknown {
+  if (layout === undefined || typeof config !== "object" || config === null) return config;
+  return { ...config, layout: parseLayout(readJson(layout), layout) };
 }
 
 /** A path, not the name of a recipe. */
