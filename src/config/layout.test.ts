@@ -57,7 +57,7 @@ describe("layouts", () => {
     ]);
   });
   it.each([
-    [{ tpp: 2 }, 'unknown key "tpp" (did you mean "tp"?)'],
+    [{ stratgy: "EP" }, 'unknown key "stratgy" (did you mean "strategy"?)'],
     [{ tp: 0 }, "tp: "],
     [{ dp: 2, tp: 2, ep: 4 }, "ep 4 contradicts strategy EDP, whose ep is tp (2)"],
     [{ dp: 2, tp: 2, strategy: "TP", etp: 4 }, "etp 4 contradicts strategy TP, whose etp is tp (2)"],

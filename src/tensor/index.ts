@@ -29,4 +29,5 @@ export {
   type RouterOutput,
   type RouterScoring,
 } from "./ops/router.ts";
+export { columns, concatColumns, nothingOf, repeatColumns, takeRows } from "./ops/rows.ts";
 export { swiglu } from "./ops/swiglu.ts";

@@ -7,6 +7,7 @@
 import { dtypeBytes, dtypeCodes } from "../../backend/kernels.ts";
 import type { Tensor } from "../tensor.ts";
 import { attention, type AttentionOptions } from "./attention.ts";
+import { columns, concatColumns } from "./rows.ts";
 import { computeDtypes, expectTensor, shapeError } from "./check.ts";
 
 /** `numHeads / numKvHeads` consecutive query heads read each of `numKvHeads` consecutive key heads. */
@@ -16,8 +17,7 @@ export interface AttentionSegment {
 }
 
 /**
- * `attention` [T, Q] from q [T, Q], k and v [S, C] whose heads are those of the segments, in order. Inference only where there is more
- * than one segment. Throws `shape`.
+ * `attention` [T, Q] from q [T, Q], k and v [S, C] whose heads are those of the segments, in order. Throws `shape`.
  */
 export function attentionSegments(
   q: Tensor,
@@ -35,7 +35,7 @@ export function attentionSegments(
   expectTensor("attentionSegments", "k", k, [null, numKvHeads * D], [q.dtype]);
   expectTensor("attentionSegments", "v", v, k.shape, [q.dtype]);
   const { engine } = q;
-  if (engine.tape !== null) throw shapeError("attentionSegments", "segments", "one under a tape", String(segments.length));
+  if (engine.tape !== null) return recorded(q, k, v, segments, options);
   const { kernels } = engine.backend;
   const [T, S, bytes, code] = [q.dim(0), k.dim(0), dtypeBytes[q.dtype], dtypeCodes[q.dtype]];
   const out = engine.empty(q.shape, q.dtype);
@@ -71,4 +71,25 @@ export function attentionSegments(
     kvHead += Hkv;
   }
   return out;
+}
+
+/** Under a tape: ops that it knows. Their copies cost little beside the attention. */
+function recorded(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  segments: readonly AttentionSegment[],
+  options: Omit<AttentionOptions, "numHeads" | "numKvHeads">,
+): Tensor {
+  const D = options.headDim;
+  let [head, kvHead] = [0, 0];
+  return concatColumns(
+    segments.map((segment) => {
+      const [q0, kv0] = [head * D, kvHead * D];
+      head += segment.numHeads;
+      kvHead += segment.numKvHeads;
+      const [qs, ks, vs] = [columns(q, q0, head * D), columns(k, kv0, kvHead * D), columns(v, kv0, kvHead * D)];
+      return attention(qs, ks, vs, { ...options, ...segment });
+    }),
+  );
 }
