@@ -92,7 +92,7 @@ function buildFeedForward(get: GetParameter, config: ModelConfig, layer: number,
   const experts = new Experts(get("moe.experts.gate"), get("moe.experts.up"), get("moe.experts.down"));
   const options = { inputScale: moe.inputScale, sharedExpert: buildSharedExpert(get, moe) };
   if (shard === null) return new MoeBlock(buildRouter(get, moe), experts, options);
-  const own = { group: shard.group, experts: ownShare(shard).experts, numExperts: moe.numExperts };
+  const own = { group: shard.group, experts: ownShare(shard).experts, numExperts: moe.numExperts, block: shard.block ?? null };
   return new MoeBlock(buildRouter(get, moe), experts, { ...options, shard: own });
 }
 function denseNetwork(get: GetParameter, name: string, group: TensorGroup | null = null): FeedForward {

@@ -24,7 +24,7 @@ import { intervalLength, type Interval } from "../util/partition.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
 import { initialParameters, parameterSpecs, type ModelDType, type ParameterSpec } from "./parameters.ts";
-import { cacheConfigOf, embedShard, ownShare, shardLogits, shardSpecs, type ModelShard } from "./shard.ts";
+import { cacheConfigOf, embedShard, ownShare, shardLogits, shardLoss, shardSpecs, type ModelShard } from "./shard.ts";
 import { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 
 /** Keys and values of earlier tokens, layer by layer. */
@@ -203,7 +203,6 @@ export class Decoder implements Disposable {
    * experts in balance are made by whoever trains, from `routing`. Under a tape, throws `configuration` where no parameter trains.
    */
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
-    if (this.#shard !== null) throw new MoeError("unsupported", "the loss of a model cut over ranks: tensor parallelism is for inference");
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
     const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#ownHead(), targets, { scale });

@@ -26,9 +26,10 @@ export interface ParameterSpec {
   readonly decays: boolean;
   /** False for a buffer that no gradient reaches: the bias that a router chooses with (`moe.router.bias`). */
   readonly trains: boolean;
-  /** Where this is a rank's part of a parameter: `shape` is the part's, cut from `start` on out of `size` in dimension `dim`. */
-  readonly slice?: ParameterSlice;
+  /** Where this is a rank's part of a parameter: `shape` is the part's, cut in these dimensions (ascending) out of the whole. */
+  readonly slices?: readonly ParameterSlice[];
 }
+/** From `start` on, out of `size`, in dimension `dim`. */
 export interface ParameterSlice {
   readonly dim: number;
   readonly start: number;

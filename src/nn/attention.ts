@@ -7,7 +7,7 @@
  */
 import { activationDtype, type TensorGroup } from "../parallel/group.ts";
 import type { HeadSegment } from "../config/rank-share.ts";
-import { attentionSegments, castTo, linearMany, ropeInPlace, type Tensor } from "../tensor/index.ts";
+import { attentionSegments, castTo, linearMany, nothingOf, ropeInPlace, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 import type { RmsNorm } from "./norm.ts";
 
@@ -68,16 +68,21 @@ export class Attention {
     this.#shard = shard;
   }
 
-  /** [T, H] from x [T, H]. With a cache, keyBase and keyEnd are rows of its buffers; no gradient flows through them. */
+  /**
+   * [T, H] from x [T, H] (of a rank under sequence parallelism: from and to its own rows). With a cache, keyBase and keyEnd are rows of its
+   * buffers; no gradient flows through them.
+   */
   forward(x_TH: Tensor, { positions, keyBase, keyEnd, ropeTable }: AttentionInput, cache: LayerCache | null = null): Tensor {
     const { query, key, value, queryNorm, keyNorm } = this.modules;
     const { headDim } = this.sizes;
-    const [projected_TQ, projected_TC, v_TC] = this.#project(x_TH, [query, key, value]) as [Tensor, Tensor, Tensor];
+    const shard = this.#shard;
+    const all_TH = shard === null ? x_TH : shard.group.enter(x_TH, positions.size);
+    const [projected_TQ, projected_TC, v_TC] = this.#project(all_TH, [query, key, value]) as [Tensor, Tensor, Tensor];
     const q_TQ = queryNorm === null ? projected_TQ : queryNorm.forward(projected_TQ);
     const k_TC = keyNorm === null ? projected_TC : keyNorm.forward(projected_TC);
-    const shard = this.#shard;
     // Nothing to do but to take part in the sum.
-    if (shard !== null && shard.segments.length === 0) return shard.group.sum(x_TH.engine.zeros(x_TH.shape, "f32"), activationDtype(x_TH));
+    if (shard !== null && shard.segments.length === 0)
+      return shard.group.leave(nothingOf([all_TH, q_TQ, k_TC], all_TH.shape, "f32"), activationDtype(x_TH));
     ropeInPlace(q_TQ, ropeTable, positions, headDim);
     ropeInPlace(k_TC, ropeTable, positions, headDim);
     const segments = shard?.segments ?? [this.sizes];
@@ -91,11 +96,11 @@ export class Attention {
   /** A rank without heads gives its norms something of no width: they may look at all ranks' heads together. */
   #project(x_TH: Tensor, layers: readonly Linear[]): Tensor[] {
     if (this.sizes.numHeads > 0) return linearMany(x_TH, layers);
-    return layers.map(() => x_TH.engine.empty([x_TH.dim(0), 0], x_TH.dtype));
+    return layers.map(() => nothingOf([x_TH], [x_TH.dim(0), 0], x_TH.dtype));
   }
   #combine(seen_TQ: Tensor): Tensor {
     const { output } = this.modules;
     if (this.#shard === null) return output.forward(seen_TQ);
-    return this.#shard.group.sum(output.forward(seen_TQ, "f32"), activationDtype(seen_TQ));
+    return this.#shard.group.leave(output.forward(seen_TQ, "f32"), activationDtype(seen_TQ));
   }
 }

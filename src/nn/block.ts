@@ -25,7 +25,7 @@ export class Block {
   }
 
   /**
-   * [T, H] from x [T, H], and the routing where the layer has experts (null otherwise). `layer` is this one's number, part of the
+   * [T, H] from x [T, H] (of a rank under sequence parallelism: its own rows), and the routing where the layer has experts (null otherwise). `layer` is this one's number, part of the
    * key of a router's noise.
    */
   forward(
@@ -38,8 +38,9 @@ export class Block {
     const { attentionNorm, attention, feedForwardNorm, feedForward } = this.modules;
     const attended_TH = add(x_TH, attention.forward(attentionNorm.forward(x_TH), input, cache));
     const normed_TH = feedForwardNorm.forward(attended_TH);
-    if (feedForward instanceof FeedForward) return { y_TH: add(attended_TH, feedForward.forward(normed_TH)), routing: null };
-    const { y_TH, routing } = feedForward.forward(normed_TH, context, layer);
+    if (feedForward instanceof FeedForward)
+      return { y_TH: add(attended_TH, feedForward.forward(normed_TH, input.positions.size)), routing: null };
+    const { y_TH, routing } = feedForward.forward(normed_TH, context, layer, input.positions.size);
     return { y_TH: add(attended_TH, y_TH), routing };
   }
 }

@@ -5,7 +5,7 @@
  */
 import type { DType } from "../backend/kernels.ts";
 import { activationDtype, type TensorGroup } from "../parallel/group.ts";
-import { linearMany, swiglu, type Tensor } from "../tensor/index.ts";
+import { linearMany, nothingOf, swiglu, type Tensor } from "../tensor/index.ts";
 import type { Linear } from "./linear.ts";
 
 export class FeedForward {
@@ -24,13 +24,15 @@ export class FeedForward {
     this.down = down;
     this.#group = group;
   }
-  forward(x_TH: Tensor): Tensor {
-    if (this.#group === null) return this.part(x_TH, x_TH.dtype);
-    return this.#group.sum(this.part(x_TH, "f32"), activationDtype(x_TH));
+  /** [T, H] from x [T, H]; with a group, under sequence parallelism, from and to the rank's own rows of `numTokens`. */
+  forward(x_TH: Tensor, numTokens = x_TH.dim(0)): Tensor {
+    const group = this.#group;
+    if (group === null) return this.part(x_TH, x_TH.dtype);
+    return group.leave(this.part(group.enter(x_TH, numTokens), "f32"), activationDtype(x_TH));
   }
   /** What these columns add to the output. */
   part(x_TH: Tensor, dtype: DType): Tensor {
-    if (this.gate.weight_NK.dim(0) === 0) return x_TH.engine.zeros(x_TH.shape, dtype);
+    if (this.gate.weight_NK.dim(0) === 0) return nothingOf([x_TH], x_TH.shape, dtype);
     const [gate_TF, up_TF] = linearMany(x_TH, [this.gate, this.up]) as [Tensor, Tensor];
     return this.down.forward(swiglu(gate_TF, up_TF), dtype);
   }

@@ -4,8 +4,8 @@
  *
  * Legend: T tokens, L columns of the rank's heads, N columns of all heads.
  */
-import { columnsOf, type TensorGroup } from "../parallel/group.ts";
-import type { Tensor } from "../tensor/index.ts";
+import type { TensorGroup } from "../parallel/group.ts";
+import { columns, type Tensor } from "../tensor/index.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";
 import type { RmsNorm } from "./norm.ts";
 
@@ -27,8 +27,8 @@ export class GatheredNorm {
   forward(x_TL: Tensor): Tensor {
     const mine = this.#owned[this.#group.rank] ?? { start: 0, end: 0 };
     const from = intervalLength(mine) === 0 ? 0 : mine.start - this.#held.start;
-    const given = columnsOf(x_TL, from, from + intervalLength(mine));
+    const given = columns(x_TL, from, from + intervalLength(mine));
     const all_TN = this.#group.gatherColumns(given, this.#owned.map(intervalLength));
-    return columnsOf(this.norm.forward(all_TN), this.#held.start, this.#held.end);
+    return columns(this.norm.forward(all_TN), this.#held.start, this.#held.end);
   }
 }

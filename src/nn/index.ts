@@ -11,7 +11,7 @@ export { Block, type BlockModules } from "./block.ts";
 export { FeedForward } from "./feed-forward.ts";
 export { GatheredNorm } from "./gathered-norm.ts";
 export { Linear } from "./linear.ts";
-export { MoeBlock, type ExpertShard, type MoeBlockOptions, type Routing } from "./moe/block.ts";
+export { MoeBlock, type MoeBlockOptions, type MoeOutput, type Routing } from "./moe/block.ts";
 export { compareRouting, selectionScores, type ChosenExperts, type RoutingComparison, type RoutingFlip } from "./moe/compare.ts";
 export {
   droppedAssignments,
@@ -23,8 +23,10 @@ export {
   type JitterSettings,
   type RoutingContext,
 } from "./moe/context.ts";
+export type { ExpertBlock } from "./moe/exchange.ts";
 export { Experts } from "./moe/experts.ts";
 export { Router, type RouterModules, type RouterSettings } from "./moe/router.ts";
+export type { ExpertShard } from "./moe/sharded.ts";
 export { SharedExpert } from "./moe/shared.ts";
 export { RmsNorm } from "./norm.ts";
 export { RotaryEmbedding, rotaryFrequencies, type RotaryFrequencies, type RotaryOptions, type RotaryScaling } from "./rope.ts";

@@ -9,9 +9,11 @@ export {
   type Traffic,
   type TrafficTable,
 } from "./communicator.ts";
-export { activationDtype, columnsOf, TensorGroup } from "./group.ts";
+export { startExchange, type ExchangeCounts, type InFlight } from "./exchange.ts";
+export { activationDtype, TensorGroup, type GradientKind } from "./group.ts";
 export { Lockstep } from "./lockstep.ts";
 export { createLocalGroup, openLocalWorld, type LocalRankMemory } from "./local.ts";
+export { axes, coordinatesOf, groupsOf, type Axis, type Coordinates, type MeshSizes } from "./mesh.ts";
 export {
   describePlan,
   gigabytes,

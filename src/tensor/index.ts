@@ -13,8 +13,8 @@ export {
   type BalanceOptions,
   type RouterStatistics,
 } from "./ops/balance.ts";
-export { defaultChunkRows, linearCrossEntropy, type LinearCrossEntropyOptions } from "./ops/cross-entropy.ts";
-export { combine, dispatch, type Dispatched, type DispatchOptions } from "./ops/dispatch.ts";
+export { defaultChunkRows, linearCrossEntropy, type LinearCrossEntropyOptions, type LossChunk } from "./ops/cross-entropy.ts";
+export { combine, dispatch, planDispatch, type Dispatched, type DispatchOptions } from "./ops/dispatch.ts";
 export { add, castTo, scale } from "./ops/elementwise.ts";
 export { embedding } from "./ops/embedding.ts";
 export { jitter, sigmoidGate, tanh, type JitterOptions } from "./ops/gate.ts";

@@ -7,6 +7,7 @@
  * Legend: T tokens, K choices, E experts, G groups.
  */
 import type { Tensor } from "../../tensor/index.ts";
+import type { Interval } from "../../util/partition.ts";
 import type { Experts } from "./experts.ts";
 
 export interface CapacitySettings {
@@ -41,6 +42,36 @@ export interface RoutingContext {
   readonly forcedBalance?: boolean | undefined;
   /** Called by every layer with experts, in order, with what its experts are about to see: for measurements, not under a tape. */
   readonly observe?: ((layer: number, experts: Experts, x_TH: Tensor) => void) | undefined;
+}
+
+/** What an expert keeps of each group's assignments; null: all. */
+export function capacitiesOf(
+  groupOffsets: readonly number[],
+  { capacity, valid }: RoutingContext,
+  topK: number,
+  numExperts: number,
+): number[] | null {
+  if (capacity === undefined || capacity === null) return null;
+  const numValid = validPerGroup(groupOffsets, valid?.toInt32Array() ?? null);
+  return numValid.map((numTokens) => expertCapacity(capacity.factor, topK, numTokens, numExperts));
+}
+
+/** The context as a rank sees it that has rows start..end-1 only: what is keyed by rows keeps its key. */
+export function contextOfRows(
+  { groupOffsets, jitter, ...rest }: RoutingContext,
+  numTokens: number,
+  { start, end }: Interval,
+): RoutingContext {
+  const offsets = groupOffsets ?? [0, numTokens];
+  const parts = offsets.slice(0, -1).flatMap((first, g) => {
+    const [from, to] = [Math.max(first, start), Math.min(offsets[g + 1] ?? first, end)];
+    return from < to ? [{ from, rowOffset: (jitter?.rowOffsets[g] ?? 0) + from - first }] : [];
+  });
+  return {
+    ...rest,
+    groupOffsets: [...parts.map(({ from }) => from - start), end - start],
+    jitter: jitter === undefined || jitter === null ? null : { ...jitter, rowOffsets: parts.map(({ rowOffset }) => rowOffset) },
+  };
 }
 
 /**

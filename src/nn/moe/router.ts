@@ -52,12 +52,21 @@ export class Router {
 
   /** Routes x [T, H]; `layer` is part of the key of the noise. Adds the raw logits f32 [T, E] to what the op gives. */
   forward(x_TH: Tensor, context: RoutingContext = {}, layer = 0): RouterOutput & { readonly logits: Tensor } {
-    const { hidden, gate, selectionBias } = this.modules;
+    const logits = this.logits(x_TH, context, layer);
+    return { ...this.choose(logits, context), logits };
+  }
+
+  /** f32 [T, E]: what the gate says of x [T, H]. */
+  logits(x_TH: Tensor, context: RoutingContext = {}, layer = 0): Tensor {
+    const { hidden, gate } = this.modules;
+    const seen_TH = withJitter(castTo(x_TH, "f32"), context, layer);
+    return gate.forward(hidden === null ? seen_TH : tanh(hidden.forward(seen_TH)));
+  }
+
+  /** The choice by logits f32 [T, E]. */
+  choose(logits_TE: Tensor, context: RoutingContext = {}): RouterOutput {
     const { topK, normalization, scoring, renormalize, routedScale, groups } = this.settings;
-    const f32_TH = castTo(x_TH, "f32");
-    const seen_TH = withJitter(f32_TH, context, layer);
-    const logits = gate.forward(hidden === null ? seen_TH : tanh(hidden.forward(seen_TH)));
-    const output = router(logits, {
+    return router(logits_TE, {
       topK,
       normalization:
         normalization === null ? null : { lambda: normalization.lambda, epsilon: normalization.eps, unbiased: normalization.unbiased },
@@ -65,14 +74,12 @@ export class Router {
       renormalize,
       scale: routedScale,
       groups,
-      bias: selectionBias,
+      bias: this.modules.selectionBias,
       valid: context.valid ?? null,
       forced: context.forcedBalance ?? false,
     });
-    return { ...output, logits };
   }
 }
-
 function withJitter(x_TH: Tensor, { jitter: settings, groupOffsets }: RoutingContext, layer: number): Tensor {
   if (settings === undefined || settings === null || settings.epsilon === 0) return x_TH;
   const { epsilon, seed, step, rowOffsets } = settings;

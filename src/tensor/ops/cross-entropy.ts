@@ -16,6 +16,21 @@ export interface LinearCrossEntropyOptions {
   readonly scale: number;
   /** Rows of logits that exist at once. A function of V by default; it fixes the order in which dw is summed, so it must not follow the threads. */
   readonly chunkRows?: number;
+  /** Instead of the kernel for a whole vocabulary: for a rank whose `w` is some of its rows. */
+  readonly chunkLoss?: (chunk: LossChunk) => void;
+}
+
+/** Some rows of logits, whose losses and gradients are asked for. */
+export interface LossChunk {
+  /** f32 [numRows, V]. With `gradients`, to be overwritten by those of scale * loss. */
+  readonly logits: Ptr;
+  /** f32 [numRows], to be written. */
+  readonly perToken: Ptr;
+  /** i32 [numRows]. */
+  readonly targets: Ptr;
+  readonly firstRow: number;
+  readonly numRows: number;
+  readonly gradients: boolean;
 }
 
 /** 32 MiB of logits: enough rows to keep the matrix products busy, at most 1024. */
@@ -42,14 +57,14 @@ export function linearCrossEntropy(
   expectTensor("linearCrossEntropy", "x", x, [null, H], computeDtypes);
   const T = x.dim(0);
   expectTensor("linearCrossEntropy", "targets", targets, [T], ["i32"]);
-  const { scale, chunkRows = defaultChunkRows(V) } = options;
+  const { scale, chunkRows = defaultChunkRows(V), chunkLoss } = options;
   if (!(Number.isSafeInteger(chunkRows) && chunkRows > 0))
     throw shapeError("linearCrossEntropy", "chunkRows", "a positive integer", String(chunkRows));
   const { engine } = x;
   const perToken = engine.empty([T], "f32");
   const tape = x.requiresGrad || w.requiresGrad ? engine.tape : null;
   const gradients = tape === null ? { dx: null, dw: null } : allocate(tape, x, w);
-  chunks({ x, w, targets, perToken, scale, chunkRows: Math.min(chunkRows, Math.max(T, 1)), ...gradients });
+  chunks({ x, w, targets, perToken, scale, chunkLoss, chunkRows: Math.min(chunkRows, Math.max(T, 1)), ...gradients });
   let sum = 0;
   for (const term of perToken.toFloat32Array()) sum += term;
   const loss = engine.from([sum * scale], [1], "f32");
@@ -83,9 +98,10 @@ interface Chunks extends Gradients {
   readonly perToken: Tensor;
   readonly scale: number;
   readonly chunkRows: number;
+  readonly chunkLoss: LinearCrossEntropyOptions["chunkLoss"];
 }
 
-function chunks({ x, w, targets, perToken, scale, chunkRows, dx, dw }: Chunks): void {
+function chunks({ x, w, targets, perToken, scale, chunkRows, chunkLoss, dx, dw }: Chunks): void {
   const { engine } = x;
   const { kernels } = engine.backend;
   const [T, V, H] = [x.dim(0), w.dim(0), w.dim(1)];
@@ -99,7 +115,9 @@ function chunks({ x, w, targets, perToken, scale, chunkRows, dx, dw }: Chunks): 
     const M = Math.min(chunkRows, T - row);
     const xPtr = x.ptr + row * rowBytes;
     kernels.linearForward(logits.ptr, xPtr, w.ptr, 0, M, V, H, xCode, wCode, f32);
-    kernels.crossEntropy(perToken.ptr + 4 * row, dLogits, logits.ptr, targets.ptr + 4 * row, M, V, scale);
+    const [perRow, targetsOfRow] = [perToken.ptr + 4 * row, targets.ptr + 4 * row];
+    if (chunkLoss === undefined) kernels.crossEntropy(perRow, dLogits, logits.ptr, targetsOfRow, M, V, scale);
+    else chunkLoss({ logits: logits.ptr, perToken: perRow, targets: targetsOfRow, firstRow: row, numRows: M, gradients: dLogits !== 0 });
     if (dx !== null) kernels.linearBackwardInput(dx.ptr + row * rowBytes, dLogits, w.ptr, M, V, H, f32, wCode, xCode, 0);
     if (dw !== null) kernels.linearBackwardWeight(dw.ptr, dLogits, xPtr, M, V, H, f32, xCode, accumulate);
     accumulate = 1;

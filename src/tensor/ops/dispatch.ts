@@ -64,6 +64,13 @@ export function dispatch(x: Tensor, indices: Tensor, weights: Tensor, options: D
   return { rows, ...plan };
 }
 
+/** Where `dispatch` would put rows, without moving any: who is kept, and how many assignments each expert has. Throws `shape`. */
+export function planDispatch(indices: Tensor, weights: Tensor, options: DispatchOptions): Omit<Dispatched, "rows"> {
+  expectTensor("planDispatch", "indices", indices, [null, null], ["i32"]);
+  expectTensor("planDispatch", "weights", weights, indices.shape, ["f32"]);
+  return makePlan(indices.engine, indices, weights, options);
+}
+
 function makePlan(engine: Engine, indices: Tensor, weights: Tensor, options: DispatchOptions): Omit<Dispatched, "rows"> {
   const [T, k] = [indices.dim(0), indices.dim(1)];
   const { numExperts, capacities, dropBy, pad = false, allValid = false, groupOffsets = [0, T] } = options;

@@ -107,15 +107,15 @@ export function repeatColumns(x: Tensor, times: number): Tensor {
 }
 
 /**
- * Zeros of this shape: what somebody computes from x who has no part in a computation. Recorded as computed from x, with a gradient of
- * zeros, so that what comes before x (a sum over ranks, say) takes part in the backward pass as it does everywhere.
+ * Zeros of this shape: what somebody computes from `inputs` who has no part in a computation. Recorded as computed from them, with gradients of
+ * zeros, so that what comes before them (a sum over ranks, say) takes part in the backward pass as it does everywhere.
  */
-export function nothingOf(x: Tensor, shape: readonly number[], dtype: DType): Tensor {
-  const { engine } = x;
+export function nothingOf(inputs: readonly [Tensor, ...Tensor[]], shape: readonly number[], dtype: DType): Tensor {
+  const { engine } = inputs[0];
   const out = engine.zeros(shape, dtype);
   const { tape } = engine;
-  tape?.record([x], out, [], () => {
-    tape.addGrad(x, engine.zeros(x.shape, x.dtype));
+  tape?.record(inputs, out, [], () => {
+    for (const x of inputs) if (x.requiresGrad) tape.addGrad(x, engine.zeros(x.shape, x.dtype));
   });
   return out;
 }
