@@ -205,8 +205,12 @@ export class Decoder implements Disposable {
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
-    const { loss, perToken } = linearCrossEntropy(output.hidden_TH, this.#ownHead(), targets, { scale });
-    return { ...output, loss, perToken };
+    const head = this.#ownHead();
+    const losses =
+      this.#shard === null
+        ? linearCrossEntropy(output.hidden_TH, head, targets, { scale })
+        : shardLoss(this.#shard, output.hidden_TH, head, targets, scale);
+    return { ...output, ...losses };
   }
 
   #checkTrainable(): void {

@@ -16,15 +16,17 @@ afterAll(() => {
   engine[Symbol.dispose]();
 });
 
-/** Elements start..start+count-1 in every dimension but `dim`, where it is a part. */
+/** Elements start..start+count-1 in every dimension but those of its slices, where it is a part. */
 function part(values: Float32Array, spec: ParameterSpec): number[] {
-  const { slice, shape } = spec;
-  if (slice === undefined) return [...values];
-  const inner = shape.slice(slice.dim + 1).reduce((a, b) => a * b, 1);
-  return [...values].filter((_, i) => {
-    const at = Math.floor(i / inner) % slice.size;
-    return at >= slice.start && at < slice.start + (shape[slice.dim] ?? 0);
-  });
+  const { slices = [], shape } = spec;
+  const whole = wholeSpec(spec).shape;
+  return [...values].filter((_, i) =>
+    slices.every(({ dim, start, size }) => {
+      const inner = whole.slice(dim + 1).reduce((a, b) => a * b, 1);
+      const at = Math.floor(i / inner) % size;
+      return at >= start && at < start + (shape[dim] ?? 0);
+    }),
+  );
 }
 
 /** A source that notes the bytes read of each file tensor. Routers are looked at beforehand, by `readFloat32`: that is not counted. */
@@ -120,7 +122,7 @@ test("scales of a part are those of its weights, in every layout and dimension",
         init: "normal",
         decays: true,
         trains: true,
-        slice: { dim, start, size: [E, N, K][dim] ?? 0 },
+        slices: [{ dim, start, size: [E, N, K][dim] ?? 0 }],
       };
       expect(scalesCanBeCut(spec, scaling)).toBe(true);
       const cut = slicedScales(spec, scaling, scales);
@@ -137,7 +139,7 @@ test("scales of a part are those of its weights, in every layout and dimension",
     init: "normal",
     decays: true,
     trains: true,
-    slice: { dim: 0, start: 64, size: 256 },
+    slices: [{ dim: 0, start: 64, size: 256 }],
   };
   expect(scalesCanBeCut(through, "block128")).toBe(false);
   expect(scalesCanBeCut(through, "channel")).toBe(true);
