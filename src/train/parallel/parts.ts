@@ -23,19 +23,17 @@ export interface TensorPart {
 }
 
 /** The part of a parameter, or of a tensor of its optimizer, that `spec` describes. Throws `internal` where the tensor has another size. */
-export function partOf(
-  { shape, slice }: Pick<ParameterSpec, "shape" | "slice">,
-  name: string,
-  tensor: Tensor,
-  elements?: Interval,
-): TensorPart {
-  const box = wholeBox(shape).map((interval, dim) =>
-    slice?.dim === dim ? { start: slice.start, end: slice.start + interval.end } : interval,
-  );
+export function partOf(spec: Pick<ParameterSpec, "shape" | "slices">, name: string, tensor: Tensor, elements?: Interval): TensorPart {
+  const { slices = [] } = spec;
+  const box = wholeBox(spec.shape).map((interval, dim) => {
+    const start = slices.find((slice) => slice.dim === dim)?.start ?? 0;
+    return { start, end: start + interval.end };
+  });
+  const shape = slices.reduce<Shape>((whole, { dim, size }) => whole.with(dim, size), spec.shape);
   const held = elements ?? { start: 0, end: boxSize(box) };
   if (held.end - held.start !== tensor.size)
     throw new MoeError("internal", `${name}: ${tensor.size} elements for ${held.start}..${held.end}`);
-  return { name, shape: slice === undefined ? shape : shape.with(slice.dim, slice.size), box, elements: held, tensor };
+  return { name, shape, box, elements: held, tensor };
 }
 
 /** What a model, or a rank's part of one, has of its parameters. */
