@@ -101,7 +101,7 @@ export class RankOptimizer implements StepHooks, Disposable {
   }
   /** Waits for all weights: before anything but a step reads them. */
   finishGathers(): void {
-    for (const layer of [...this.#gathers.keys()]) this.beforeLayer(layer);
+    for (const layer of this.#gathers.keys()) this.beforeLayer(layer);
   }
 
   /** Starts to add up a layer's gradients. All ranks of a pipeline stage call it for the same layers in the same order. */
@@ -193,9 +193,9 @@ export class RankOptimizer implements StepHooks, Disposable {
 
   /** Waits for the reductions: from here on the gradients of what this rank updates are those of the global batch. */
   finishReductions(): void {
-    for (const { pending, done } of this.#reductions) {
-      pending.wait();
-      done();
+    for (const reduction of this.#reductions) {
+      reduction.pending.wait();
+      reduction.done();
     }
     this.#reductions = [];
     this.#sumTied();
