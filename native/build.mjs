@@ -6,6 +6,8 @@
  *   node native/build.mjs --sanitize        with AddressSanitizer and UBSan, into build/native/<platform>-<arch>-sanitize/
  *   node native/build.mjs --target aarch64  the NEON kernels and their C harness, run under qemu-aarch64 where it is installed
  *   node native/build.mjs --keep-going      leaves out kernel files that do not compile (their kernels throw when called)
+ * Where mpicc is, libmoempi.so too, from native/ranks/mpi.c: communicators between processes. Without it nothing is missing on one machine.
+ *
  *   --werror: warnings are errors; --quiet: only errors
  *
  * An instruction set that the compiler does not know is left out. Objects and library are written under a temporary name and
@@ -16,7 +18,7 @@ import { execFile, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, isAbsolute, join, relative } from "node:path";
 import { promisify } from "node:util";
-import { commonFlags, hashFile, instructionSets, kernelFiles, nativeOnlyFiles, rootDir, runtimeFiles, sha256 } from "./sources.mjs";
+import { commonFlags, hashFile, instructionSets, kernelFiles, mpiFiles, nativeOnlyFiles, rootDir, runtimeFiles, sha256 } from "./sources.mjs";
 
 const run = promisify(execFile);
 const parallelJobs = 2;
@@ -184,6 +186,32 @@ async function buildLibrary(options) {
     );
 }
 
+/** libmoempi.so, where MPI can be compiled for: MPICC of the environment, else mpicc. A failure costs a line, not the build. */
+async function buildMpi(options) {
+  const compiler = findCompiler(process.env.MPICC ? [process.env.MPICC] : ["mpicc"]);
+  if (compiler === null) {
+    if (!options.quiet) console.log("libmoempi: not built, mpicc was not found (Debian: apt install openmpi-bin libopenmpi-dev)");
+    return;
+  }
+  const { platform, arch } = process;
+  const directory = join(rootDir, "build", "native", `${platform}-${arch}`);
+  const objectDir = join(directory, "objects", "mpi");
+  mkdirSync(objectDir, { recursive: true });
+  const flags = [...commonFlags, "-fPIC", "-pthread", ...(options.werror ? ["-Werror"] : [])];
+  const units = mpiFiles.map((name) => makeUnit(compiler, inNative(name), "", flags, objectDir));
+  const { numCompiled, failures } = await compileAll(compiler, units, options.quiet);
+  if (failures.length > 0) return report(failures, true);
+  const library = join(directory, platform === "darwin" ? "libmoempi.dylib" : "libmoempi.so");
+  const key = sha256(JSON.stringify([compiler.version, units.map(({ object }) => hashFile(object))]));
+  const stamp = join(directory, "libmoempi.json");
+  if (!existsSync(library) || !existsSync(stamp) || JSON.parse(readFileSync(stamp, "utf8")).key !== key) {
+    const linuxFlags = platform === "linux" ? ["-Wl,-z,nodelete"] : [];
+    link(compiler, library, ["-shared", "-pthread", ...linuxFlags, ...units.map(({ object }) => object), "-ldl"]);
+    writeFileSync(stamp, JSON.stringify({ key, compiler: compiler.version }));
+  }
+  if (!options.quiet) console.log(`${relative(rootDir, library)} (${numCompiled} of ${units.length} compiled, ${compiler.command})`);
+}
+
 /** A C table of the kernels that `objects` define: the program is static and cannot look names up itself. */
 function writeKernelTable(nm, objects, path) {
   const result = spawnSync(nm, ["--defined-only", ...objects], { encoding: "utf8", cwd: rootDir });
@@ -229,3 +257,4 @@ async function buildAarch64Harness(options) {
 
 const options = parseArguments(process.argv.slice(2));
 await (options.target === "aarch64" ? buildAarch64Harness(options) : buildLibrary(options));
+if (options.target === "" && !options.sanitize) await buildMpi(options);

@@ -15,6 +15,9 @@ export const runtimeFiles = ["context.c", "memory.c"];
 /** Of the native library alone: files, copies, CPUID; communicators between threads. */
 export const nativeOnlyFiles = ["system.c", "ranks/shared.c"];
 
+/** A library of its own, where there is an MPI to link it with: communicators between processes. */
+export const mpiFiles = ["ranks/mpi.c", "ranks/pulse.c"];
+
 /** @returns {string[]} names of the kernel files, sorted */
 export function kernelFiles() {
   const others = new Set([...runtimeFiles, ...nativeOnlyFiles]);

@@ -460,10 +460,11 @@ static comm *create_comm(world *w, const comm *parent, int split, int index, con
 
 /*
  * This rank's place in the communicator of `members` (world ranks, of which it is number `rank`): group `index` of split number `split` of `parent`
- * (NULL: all ranks). Whoever comes first makes it. NULL without memory.
+ * (NULL: all ranks). Whoever comes first makes it. NULL without memory, and for who is in no group (size 0).
  */
 MOE_EXPORT membership *moe_ranks_open(member_rank *self, const membership *parent, int split, int index, const int32_t *members, int size,
                                       int rank) {
+  if (size == 0) return NULL;
   world *w = self->world;
   const comm *above = parent ? parent->comm : NULL;
   membership *in = calloc(1, sizeof *in);

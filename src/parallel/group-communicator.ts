@@ -102,6 +102,11 @@ export class GroupCommunicator implements Communicator {
   startAllToAll(out: Ptr, recvByteLengths: readonly number[], ptr: Ptr, sendByteLengths: readonly number[]): Pending {
     this.#checkCounts("allToAll", recvByteLengths);
     this.#checkCounts("allToAll", sendByteLengths);
+    if (sendByteLengths[this.rank] !== recvByteLengths[this.rank])
+      throw new MoeError(
+        "internal",
+        `all-to-all on ${this.name}: rank ${this.rank} sends itself ${sendByteLengths[this.rank]} bytes and expects ${recvByteLengths[this.rank]}`,
+      );
     return this.#start({ kind: "allToAll", out, recvLengths: recvByteLengths, ptr, sendLengths: sendByteLengths });
   }
   startSend(ptr: Ptr, byteLength: number, to: number, tag = 0): Pending {
@@ -177,8 +182,8 @@ export class GroupCommunicator implements Communicator {
   }
 }
 
-/** What every MPI allows at least. */
-const maxTag = 32_767;
+/** Half of what every MPI allows at least; the other half is for the arrival times of emulated links. */
+const maxTag = 16_383;
 
 /** Adds the time that a rank spends on an operation. */
 class CountedPending implements Pending {

@@ -34,3 +34,5 @@ export {
   type RankShare,
 } from "../config/rank-share.ts";
 export { addTraffic, copyTraffic, trafficSince, trafficTable } from "./traffic.ts";
+export { chooseRanks, commNames, findLauncher, threadsPerRank, type CommName, type Launcher, type RanksChoice } from "./launcher.ts";
+export { MpiWorld, runMpiRank, type MpiOptions } from "./mpi.ts";

@@ -11,12 +11,13 @@
 import { MoeError } from "../util/errors.ts";
 import type { LinkEmulation } from "./communicator.ts";
 
-/** When something has left its rank and when it is there. 0, 0: no link is emulated. */
+/** When something has left its rank and when it is there. 0: no link is emulated; 1: one is, but there was nothing to send. */
 export interface Passage {
   readonly leaveNs: number;
   readonly arriveNs: number;
 }
-const immediate: Passage = { leaveNs: 0, arriveNs: 0 };
+const noLink: Passage = { leaveNs: 0, arriveNs: 0 };
+const nothingSent: Passage = { leaveNs: 1, arriveNs: 1 };
 
 /** Of the monotonic clock. */
 export function nowNs(): number {
@@ -41,7 +42,8 @@ export class Link {
 
   /** Sends `bytes` now. Nothing to send takes no time. */
   pass(bytes: number): Passage {
-    if (this.#emulation === null || bytes === 0) return immediate;
+    if (this.#emulation === null) return noLink;
+    if (bytes === 0) return nothingSent;
     const leaveNs = Math.max(this.#freeNs, nowNs()) + bytes / this.#emulation.gigabytesPerSecond;
     this.#freeNs = leaveNs;
     return { leaveNs, arriveNs: leaveNs + this.#emulation.latencyUs * 1000 };

@@ -59,6 +59,18 @@ export const nativeCallTypes = {
   open: ["uintptr_t", "uintptr_t", "uintptr_t", "int", "int", "void *", "int", "int"],
 } as const satisfies Record<keyof NativeCalls, readonly [string, ...string[]]>;
 
+/** Functions by their names here: `hasEnded` is `<prefix>_has_ended` in C. `types`: koffi's, the result first. */
+export function bindCalls<Calls>(
+  bind: (symbol: string, result: string, args: readonly string[]) => (...args: never[]) => unknown,
+  prefix: string,
+  types: Readonly<Record<keyof Calls & string, readonly [string, ...string[]]>>,
+): Calls {
+  const calls = Object.entries<readonly [string, ...string[]]>(types).map(([name, [result, ...args]]) => {
+    return [name, bind(`${prefix}_${name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)}`, result, args)] as const;
+  });
+  return Object.fromEntries(calls) as Calls;
+}
+
 /** The rank of the world that groups belong to. */
 export interface NativeHost {
   readonly calls: NativeCalls;
@@ -71,6 +83,8 @@ export interface NativeHost {
   check(): void;
   /** The group was ended: throws its reason. */
   ended(): never;
+  /** What C could not do, after it said so. */
+  failure(): string;
   /** Ends the group, throws nothing. */
   abort(message: string): void;
 }
@@ -122,18 +136,19 @@ export class NativeDriver implements GroupDriver {
     const kind = requestKinds.indexOf(request.kind);
     const extent = extentOf(request);
     const operation = calls.begin(this.#group, kind, ptr, out, extent, lengths, receives, dtype, peer, tag, buffered, leaveNs, arriveNs);
-    if (operation === 0) throw new MoeError("resource", `${wordOf(request.kind)}: out of memory`);
+    if (operation === 0) throw new MoeError("communication", `rank ${this.#host.rank}, ${wordOf(request.kind)}: ${this.#host.failure()}`);
     return new NativeTicket(this.#host, operation, request.kind);
   }
 
   split(group: readonly number[] | null, index: number): NativeDriver | null {
     const split = this.#numSplits++;
-    if (group === null) return null;
-    return new NativeDriver(
-      this.#host,
-      group.map((rank) => this.#members[rank] ?? 0),
-      { parent: this.#group, split, index },
-    );
+    if (group === null) {
+      // MPI wants to hear from who is in no group, too.
+      this.#host.calls.open(this.#host.self, this.#group, split, -1, new Int32Array(1), 0, 0);
+      return null;
+    }
+    const members = group.map((rank) => this.#members[rank] ?? 0);
+    return new NativeDriver(this.#host, members, { parent: this.#group, split, index });
   }
   abort(message: string): void {
     this.#host.abort(message);
@@ -171,14 +186,20 @@ class NativeTicket implements Ticket {
     const host = this.#host;
     host.check();
     if (value === status.mismatch) this.#mismatch();
-    if (value === status.ended || value === status.failed) host.ended();
+    if (value === status.ended) host.ended();
+    if (value === status.failed) throw new MoeError("communication", `rank ${host.rank}, ${wordOf(this.#kind)}: ${host.failure()}`);
     return false;
   }
   #mismatch(): never {
     const found = new Float64Array(6);
     this.#host.calls.mismatch(this.#operation, found);
-    const place = (at: number): string =>
-      `rank ${found[at]} in ${wordOf(requestKinds[found[at + 1] ?? 0] ?? "barrier")} of ${found[at + 2]}`;
+    const place = (at: number): string => {
+      const [rank, kind, extent] = found.subarray(at, at + 3);
+      const word = requestKinds[kind ?? -1];
+      // Over MPI what came says nothing of its operation, and of what is too long not even how long it is.
+      if (word === undefined) return `rank ${rank}, which sent ${(extent ?? -1) < 0 ? "more" : `${extent} bytes`}`;
+      return `rank ${rank} in ${wordOf(word)} of ${extent}`;
+    };
     this.#host.abort(`ranks are at different places: ${place(0)}, ${place(3)}`);
     return this.#host.ended();
   }

@@ -7,7 +7,7 @@
 import type { NativeBackend } from "../backend/native/backend.ts";
 import { MoeError } from "../util/errors.ts";
 import { noWorld, type ControlBlock } from "./control-block.ts";
-import { nativeCallTypes, type NativeCalls, type NativeHost } from "./native-driver.ts";
+import { bindCalls, nativeCallTypes, type NativeCalls, type NativeHost } from "./native-driver.ts";
 
 interface SharedCalls extends NativeCalls {
   worldCreate(size: number): number;
@@ -36,7 +36,7 @@ export class SharedWorld implements NativeHost {
 
   /** Waits for rank 0's world. Throws `communication` where the group ends first, or rank 0 does not compute natively. */
   constructor(backend: NativeBackend, control: ControlBlock, rank: number, timeoutMs: number) {
-    this.calls = bindCalls(backend);
+    this.calls = bindCalls<SharedCalls>(backend.library.bind, "moe_ranks", callTypes);
     this.rank = rank;
     this.size = control.size;
     this.timeoutMs = timeoutMs;
@@ -67,6 +67,9 @@ export class SharedWorld implements NativeHost {
     this.#control.check();
     throw new MoeError("communication", "the group was ended");
   }
+  failure(): string {
+    return "out of memory";
+  }
   abort(message: string): void {
     this.#control.abort(message);
     this.#end();
@@ -81,12 +84,4 @@ export class SharedWorld implements NativeHost {
     this.calls.leave(this.#self);
     this.#self = 0;
   }
-}
-
-function bindCalls({ library }: NativeBackend): SharedCalls {
-  const calls = Object.entries(callTypes).map(([name, [result, ...args]]) => {
-    const symbol = `moe_ranks_${name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`)}`;
-    return [name, library.bind(symbol, result, args)] as const;
-  });
-  return Object.fromEntries(calls) as unknown as SharedCalls;
 }
