@@ -45,7 +45,7 @@ export interface NativeLibrary {
   readonly defaultIsa: NativeIsa;
   bindKernels(isa: NativeIsa, context: number): Kernels;
   /** A function of the library that is no kernel, by its C name and koffi's names of types. Throws `internal` where there is none. */
-  bind(symbol: string, result: string, args: readonly string[]): (...args: never[]) => unknown;
+  readonly bind: (symbol: string, result: string, args: readonly string[]) => (...args: never[]) => unknown;
   /** The bytes at an address, not a copy. */
   view(ptr: number, byteLength: number): Uint8Array<ArrayBuffer>;
 }
