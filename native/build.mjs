@@ -18,7 +18,17 @@ import { execFile, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { basename, isAbsolute, join, relative } from "node:path";
 import { promisify } from "node:util";
-import { commonFlags, hashFile, instructionSets, kernelFiles, mpiFiles, nativeOnlyFiles, rootDir, runtimeFiles, sha256 } from "./sources.mjs";
+import {
+  commonFlags,
+  hashFile,
+  instructionSets,
+  kernelFiles,
+  mpiFiles,
+  nativeOnlyFiles,
+  rootDir,
+  runtimeFiles,
+  sha256,
+} from "./sources.mjs";
 
 const run = promisify(execFile);
 const parallelJobs = 2;
