@@ -26,6 +26,7 @@ const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
   export: async () => (await import("./commands/export.ts")).addExport,
   plan: async () => (await import("./commands/plan.ts")).addPlan,
   quantize: async () => (await import("./commands/quantize.ts")).addQuantize,
+  dashboard: async () => (await import("./commands/dashboard.ts")).addDashboard,
 };
 
 /** The program with all its verbs, or with `verb` alone where that is one. */

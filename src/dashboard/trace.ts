@@ -1,7 +1,7 @@
 /**
  * A Chrome trace (the JSON that Perfetto opens) as lanes of spans: complete events (`X`), begin and end (`B`, `E`), counters (`C`) and names
  * (`M`); other kinds are passed over. Whose trace it is does not matter: a lane is a thread of a process, whatever these stand for.
- * The bubble is 1 - mean busy share over the lanes of category `compute` where there are any, otherwise over all lanes.
+ * The bubble is 1 - mean busy share over the lanes that compute: messages and collectives, known by category or name, do not count.
  */
 import type { TraceAnswer, TraceCounter, TraceEvent } from "./api.ts";
 import { asArray, asNumber, asObject, asText, boundedJson } from "./record.ts";
@@ -164,10 +164,12 @@ function busyTime(spans: readonly Span[]): number {
   return sum;
 }
 
+/** Messages and collectives, by their category or name. */
+const communication = /^(communication|comm|messages?|send|recv|receive|broadcast|transfer|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all)/i;
+
 /** Idle share of the lanes that compute. */
 function bubbleOf(spans: readonly Span[], duration: number): number {
-  const compute = spans.filter(({ category }) => category === "compute");
-  const counted = compute.length > 0 ? compute : spans;
+  const counted = spans.filter(({ category, name }) => !communication.test(category) && !communication.test(name));
   const byLane = Map.groupBy(counted, ({ lane }) => lane);
   if (duration === 0 || byLane.size === 0) return 0;
   let busy = 0;

@@ -22,6 +22,7 @@ test("verbs, arguments and options are those that were promised", async () => {
       "export <model> <out> --format <format> --dtype <type> --json",
       "plan <config> --cluster <name> --gpus <n> --batch <tokens> --sequence <tokens> --objective <what> --pp <n> --dp <n> --tp <n> --ep <n> --etp <n> --micro-batch <n> --interleave <n> --zero <stage> --schedule <name> --layers <list> --recompute <how> --memory-reserve <share> --tokens <n> --price <x> --serve --weights <format> --kv <type> --prompt-tokens <n> --output-tokens <n> --out <folder> --json",
       "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --ignore <pattern> --probe <file> --no-report --json",
+      "dashboard [folder] --port <n> --host <address> --server <url> --api-key <key> --json",
     ]
   `);
 });
