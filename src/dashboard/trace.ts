@@ -165,7 +165,8 @@ function busyTime(spans: readonly Span[]): number {
 }
 
 /** Messages and collectives, by their category or name. */
-const communication = /^(communication|comm|messages?|send|recv|receive|broadcast|transfer|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all)/i;
+const communication =
+  /^(communication|comm|messages?|send|recv|receive|broadcast|transfer|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all)/i;
 
 /** Idle share of the lanes that compute. */
 function bubbleOf(spans: readonly Span[], duration: number): number {
