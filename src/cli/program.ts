@@ -5,8 +5,11 @@
  * A verb's file is imported when it is asked for (all are, for the help and for a verb that nobody knows): `moe plan` answers before the
  * compute engine and the server would have been read.
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { Command, CommanderError } from "commander";
+import { behindFirstMs, rankBehindFirst } from "../parallel/launcher.ts";
 import { MoeError } from "../util/errors.ts";
+import { complain } from "./complain.ts";
 import { version } from "./version.ts";
 
 type AddCommand = (program: Command) => void;
@@ -45,18 +48,16 @@ export async function createProgram(verb?: string): Promise<Command> {
 
 /** Runs the command and returns its exit code; messages go to standard error. */
 export async function runCommand(args: readonly string[]): Promise<0 | 1 | 2> {
+  const behind = rankBehindFirst();
   try {
-    await (await createProgram(args[0])).parseAsync([...args], { from: "user" });
+    const program = await createProgram(args[0]);
+    if (behind !== null) program.commands.forEach((command) => command.configureOutput({ writeErr: () => undefined }));
+    await program.parseAsync([...args], { from: "user" });
     return 0;
   } catch (error) {
+    // All ranks of a job find the same fault: the first speaks, and the launcher ends the others meanwhile.
+    if (behind !== null) await sleep(behindFirstMs);
     if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : 2;
-    if (error instanceof MoeError) {
-      process.stderr.write(`moe: ${error.message}\n`);
-      return error.exitCode;
-    }
-    process.stderr.write(
-      `moe: internal error, please report it\n${error instanceof Error ? (error.stack ?? error.message) : String(error)}\n`,
-    );
-    return 1;
+    return complain(behind !== null && error instanceof MoeError ? new MoeError(error.kind, `rank ${behind}: ${error.message}`) : error);
   }
 }

@@ -87,3 +87,12 @@ export function threadsPerRank({ localSize }: Pick<Launcher, "localSize">): numb
   const mine = availableParallelism();
   return mine < cpus().length ? mine : Math.max(1, Math.floor(mine / Math.max(1, localSize)));
 }
+
+/** How long other ranks keep an error of before ranks were connected to themselves. */
+export const behindFirstMs = 3000;
+
+/** This process's rank where a launcher started it behind another; null otherwise. */
+export function rankBehindFirst(env: NodeJS.ProcessEnv = process.env): number | null {
+  const launcher = findLauncher(env);
+  return launcher === null || launcher.rank === 0 ? null : launcher.rank;
+}

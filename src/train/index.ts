@@ -3,7 +3,7 @@ export { listCheckpoints, readCheckpointState, type CheckpointState, type Traini
 export { evaluate, type Evaluation } from "./evaluate.ts";
 export { describeMfu, measurePeakFlops } from "./peak.ts";
 export { readRunConfig } from "./run-folder.ts";
-export { trainOnRanks, type TrainRanksOptions } from "./train-ranks.ts";
+export { rankTimeoutMs, trainOnRanks, type TrainRanksOptions } from "./train-ranks.ts";
 export { train, type TrainEvent, type TrainOptions, type TrainResult } from "./run.ts";
 export type { LayerMetrics } from "./routing.ts";
 export type { SampleRecord } from "./samples.ts";

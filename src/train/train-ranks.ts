@@ -30,7 +30,7 @@ export interface RankJob {
 }
 
 /** Longest that a rank waits for another: rank 0 reads and tokenizes the text while they do. */
-const timeoutMs = 3_600_000;
+export const rankTimeoutMs = 3_600_000;
 
 /** Trains on as many ranks as the configuration's layout has. Throws what the rank that failed first threw. */
 export async function trainOnRanks(options: TrainRanksOptions): Promise<TrainResult> {
@@ -41,7 +41,7 @@ export async function trainOnRanks(options: TrainRanksOptions): Promise<TrainRes
     size,
     entry: new URL(`./rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),
     data,
-    timeoutMs,
+    timeoutMs: rankTimeoutMs,
     ...(backend === undefined ? {} : { backend }),
     onMessage: (rank, event) => {
       // Only the first reports.

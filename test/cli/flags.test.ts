@@ -14,7 +14,7 @@ test("verbs, arguments and options are those that were promised", async () => {
       "pull <hub id> --out <folder> --file <name> --revision <name> --json",
       "inspect <model> --json",
       "upcycle <dense> <out> --config <file> --experts <n> --top-k <k> --target <family> --granularity <g> --shared-expert <share> --method <name> --noise-std <x> --drop-ratio <r> --experts-from <path> --router <init> --router-std <x> --no-gate-norm --every <k> --optimizer <state> --seed <n> --dtype <type> --dense-tokens <n> --budget-tokens <n> --probe <file> --no-verify --json",
-      "train <recipe> --model <path> --text <path> --validation <path> --set <key=value> --out <folder> --resume --ranks <n> --layout <file> --trace <file> --json",
+      "train <recipe> --model <path> --text <path> --validation <path> --set <key=value> --out <folder> --resume --ranks <n> --comm <how> --layout <file> --trace <file> --json",
       "generate <model> --prompt <text> --chat --max-tokens <n> --temperature <t> --top-p <p> --top-k <k> --repetition-penalty <x> --seed <n> --stop <text...> --dtype <type> --kv-dtype <type> --tp <n> --tp-weights <list> --tp-memory <list> --json",
       "chat <model> --system <text> --max-tokens <n> --max-context <n> --temperature <t> --top-p <p> --top-k <k> --min-p <p> --repetition-penalty <x> --seed <n> --dtype <type> --kv-dtype <type>",
       "serve <model> --port <n> --host <address> --name <name> --max-batch <n> --max-context <n> --max-queue <n> --timeout <seconds> --drain-timeout <seconds> --dtype <type> --kv-dtype <type> --kv-memory <MiB> --speculate <how> --draft-model <path> --tp <n> --tp-weights <list> --tp-memory <list> --api-key <key> --json-logs",

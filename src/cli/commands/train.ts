@@ -7,6 +7,7 @@ import { applySettings, layoutOf, parseRunConfig, type RunConfig } from "../../c
 import { findRecipe, recipes } from "../../recipes/index.ts";
 import {
   describeMfu,
+  rankTimeoutMs,
   readRunConfig,
   train,
   trainOnRanks,
@@ -14,7 +15,9 @@ import {
   type TrainRanksOptions,
   type TrainResult,
 } from "../../train/index.ts";
+import { chooseRanks, commNames, runMpiRank, type Launcher, type RankContext } from "../../parallel/index.ts";
 import { fileError, MoeError } from "../../util/errors.ts";
+import { complain } from "../complain.ts";
 import { collected, wholeNumber } from "../options.ts";
 import { formatCount, Output, type Progress } from "../output.ts";
 import { openEngine } from "../session.ts";
@@ -27,6 +30,7 @@ interface TrainFlags {
   readonly out?: string;
   readonly resume?: boolean;
   readonly ranks?: number;
+  readonly comm: string;
   readonly layout?: string;
   readonly trace?: string;
   readonly json?: boolean;
@@ -43,7 +47,12 @@ export function addTrain(program: Command): void {
     .option("--set <key=value>", "change one field of the configuration (repeatable)", collected, [])
     .option("--out <folder>", "run folder (default: runs/<name of the recipe or configuration>)")
     .option("--resume", "continue from the newest checkpoint")
-    .option("--ranks <n>", "ranks that are threads of this process: as many as the layout has (default)", wholeNumber(1))
+    .option(
+      "--ranks <n>",
+      "ranks: as many as the layout has (default), threads of this process unless mpirun or srun starts it",
+      wholeNumber(1),
+    )
+    .option("--comm <how>", `what connects ranks: ${commNames.join(", ")} (docs/cluster.md)`, "auto")
     .option("--layout <file>", "JSON of the layout of ranks, as a planner writes it (the field layout of the configuration)")
     .option("--trace <file>", "write a Chrome trace of one step of all ranks (ui.perfetto.dev opens it)")
     .option("--json", "print one JSON object")
@@ -51,47 +60,74 @@ export function addTrain(program: Command): void {
 }
 
 async function run(source: string, flags: TrainFlags): Promise<void> {
+  const comm = commNames.find((name) => name === flags.comm);
+  if (comm === undefined) throw new MoeError("usage", `--comm: expected ${commNames.join(", ")}, got "${flags.comm}"`);
+  const choice = chooseRanks({ comm, ranks: flags.ranks });
+  if (choice.comm !== "mpi") return await runHere(source, flags);
+  const { launcher } = choice;
+  const body = (context: RankContext): Promise<void> => runHere(source, flags, { context, launcher });
+  return await runMpiRank(launcher, body, { data: null, timeoutMs: rankTimeoutMs, emit: () => undefined, complain });
+}
+
+/** This process as one rank of many. */
+interface ProcessRank {
+  readonly context: RankContext;
+  readonly launcher: Launcher;
+}
+
+/** From flags to the result, in this process: alone, with ranks as its threads, or as one rank over MPI, of which the first speaks. */
+async function runHere(source: string, flags: TrainFlags, over?: ProcessRank): Promise<void> {
+  const speaks = over === undefined || over.context.communicator.rank === 0;
   const output = new Output({ json: flags.json === true });
   const { config, runFolder } = resolve(source, flags);
   const controller = new AbortController();
   const stop = (): void => {
-    output.log("stopping after this step");
+    if (speaks) output.log("stopping after this step");
     controller.abort();
   };
-  process.once("SIGINT", stop).once("SIGTERM", stop);
+  for (const signal of stopSignals) process.once(signal, stop);
   const reporter = new Reporter(output);
   try {
     const onEvent = (event: TrainEvent): void => reporter.on(event);
     const options = { config, runFolder, resume: flags.resume === true, signal: controller.signal, onEvent };
-    const result = await start({ ...options, ...(flags.trace === undefined ? {} : { traceFile: flags.trace }) }, flags.ranks);
+    const result = await start({ ...options, ...(flags.trace === undefined ? {} : { traceFile: flags.trace }) }, flags.ranks, over);
     reporter.stop();
-    const { state, evaluations, folder, stopped, forcedBalance } = result;
-    const losses = Object.entries(evaluations).map(
-      ([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`,
-    );
-    const head = stopped
-      ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume`
-      : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
-    const forced = forcedBalance ? [forcedBalanceNote] : [];
-    output.result(
-      { runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations, ...(forcedBalance ? { forcedBalance } : {}) },
-      [head, ...forced, ...losses, folder].join("\n"),
-    );
+    if (speaks) tell(output, result, config, runFolder);
   } finally {
     reporter.stop();
-    process.off("SIGINT", stop).off("SIGTERM", stop);
+    for (const signal of stopSignals) process.off(signal, stop);
   }
 }
 
-/** On this thread, or on as many as the layout has ranks. */
-async function start(options: TrainRanksOptions, ranks: number | undefined): Promise<TrainResult> {
+/** mpirun takes SIGINT and SIGTERM for itself, and ends the ranks; SIGUSR2 it passes on, and Slurm sends it ahead of a time limit if asked. */
+const stopSignals = ["SIGINT", "SIGTERM", "SIGUSR2"] as const;
+
+function tell(output: Output, result: TrainResult, config: RunConfig, runFolder: string): void {
+  const { state, evaluations, folder, stopped, forcedBalance } = result;
+  const losses = Object.entries(evaluations).map(
+    ([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`,
+  );
+  const head = stopped
+    ? `stopped at step ${state.step} of ${config.numSteps}; continue with --resume`
+    : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
+  const forced = forcedBalance ? [forcedBalanceNote] : [];
+  output.result(
+    { runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations, ...(forcedBalance ? { forcedBalance } : {}) },
+    [head, ...forced, ...losses, folder].join("\n"),
+  );
+}
+
+/** On this thread, on as many as the layout has ranks, or on this process of as many. */
+async function start(options: TrainRanksOptions, ranks: number | undefined, over: ProcessRank | undefined): Promise<TrainResult> {
   const { pp, dp, tp } = layoutOf(options.config);
   const size = pp * dp * tp;
-  if (ranks !== undefined && ranks !== size)
-    throw new MoeError(
-      "usage",
-      `--ranks ${ranks}: the layout has pp ${pp} * dp ${dp} * tp ${tp} = ${size} ranks; change it with --layout, or --set layout.pp=... (dp, tp)`,
-    );
+  const layout = `the layout has pp ${pp} * dp ${dp} * tp ${tp} = ${size} ranks; change it with --layout, or --set layout.pp=... (dp, tp)`;
+  if (over !== undefined) {
+    const { context, launcher } = over;
+    if (launcher.size !== size) throw new MoeError("usage", `${launcher.command} started ${launcher.size} ranks: ${layout}`);
+    return await train({ ...options, engine: context.engine, communicator: context.communicator });
+  }
+  if (ranks !== undefined && ranks !== size) throw new MoeError("usage", `--ranks ${ranks}: ${layout}`);
   if (size > 1) return await trainOnRanks(options);
   using engine = await openEngine();
   return await train({ ...options, engine });
