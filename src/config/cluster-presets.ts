@@ -90,16 +90,19 @@ export const linkPresets: Readonly<Record<string, LinkConfig>> = {
   "10GbE": { name: "10GbE", bandwidth: 1.25 * GB, latency: 30e-6 },
 };
 
-/** Round numbers in the middle of what training programs report; `moe plan calibrate` replaces them by fitted ones. */
+/**
+ * Round numbers for cards and PyTorch programs: what matrix products and element-wise kernels usually reach, launches from Python, NVSwitch
+ * and network as their vendors' collective benchmarks measure them. `moe plan calibrate` replaces them by fitted ones.
+ */
 export const usualEfficiency: EfficiencyConfig = {
   gemm: 0.8,
-  memory: 0.8,
+  memory: 0.7,
   kernelSeconds: 3e-6,
-  hostSeconds: 8e-6,
-  microBatchSeconds: 1e-3,
-  stepSeconds: 10e-3,
-  intraLink: 0.75,
-  intraStepSeconds: 5e-6,
+  hostSeconds: 30e-6,
+  microBatchSeconds: 0,
+  stepSeconds: 0,
+  intraLink: 0.78,
+  intraStepSeconds: 10e-6,
   interLink: 0.75,
   interStepSeconds: 15e-6,
   overlap: 0,

@@ -6,7 +6,7 @@
  * the mean absolute error relative to the measured time, which is what is reported; a few rows that a cluster ran badly do not pull
  * it. The minimizer starts from the cluster's own constants and is deterministic.
  */
-import { efficiencySchema, type ClusterConfig, type EfficiencyConfig } from "../config/cluster.ts";
+import type { ClusterConfig, EfficiencyConfig } from "../config/cluster.ts";
 import { createCostModel } from "./cost.ts";
 import type { Measurement } from "./measurements.ts";
 import { minimize, type MinimizeOptions } from "./minimize.ts";
@@ -15,18 +15,32 @@ import { CachedCosts, evenStages, stepTime } from "./step-time.ts";
 import type { ModelShape, PlanLayout, Recompute, Software, StagePlan, Workload } from "./types.ts";
 
 export type EfficiencyKey = keyof EfficiencyConfig;
-export const efficiencyKeys = Object.keys(efficiencySchema.shape) as EfficiencyKey[];
 /** Constants that are fractions of a peak. */
 const fractions: ReadonlySet<EfficiencyKey> = new Set(["gemm", "memory", "intraLink", "interLink", "overlap"]);
+/**
+ * The constants that rows can tell apart: those of the device and the host; the latency of collectives inside a node where a row has any; the
+ * network's share where a row's groups span nodes. Link bandwidths inside a node and the other constants stay what the cluster says, because
+ * measured steps hardly depend on them.
+ */
+export function fittedKeys(rows: readonly PreparedRow[], { nodes }: ClusterConfig): EfficiencyKey[] {
+  const perNode = nodes[0]?.devicesPerNode ?? 1;
+  const keys: EfficiencyKey[] = ["gemm", "memory", "kernelSeconds", "hostSeconds"];
+  if (rows.some(({ layout }) => layout.tp > 1)) keys.push("intraStepSeconds");
+  if (rows.some(({ layout: { tp, dp, pp } }) => tp * dp * pp > perNode)) keys.push("interLink");
+  return keys;
+}
 /** What a constant on a logarithmic scale starts from where it is 0. */
 const smallest = 1e-7;
 
+/**
+ * Weight of how far constants move from where they start (squares of logarithms, of log-odds for fractions), beside an error of about 0.05:
+ * what the rows do not tell stays where it was instead of running away.
+ */
+const priorWeight = 0.002;
+
 export interface CalibrationOptions {
   readonly cluster: ClusterConfig;
-  readonly software: Software;
-  /** Recomputation of rows that do not say. */
-  readonly recompute: Recompute;
-  /** Constants to fit; the others stay the cluster's. Default: all. */
+  /** Constants to fit; the others stay the cluster's. Default: `fittedKeys` of the rows. */
   readonly keys?: readonly EfficiencyKey[];
   readonly minimizer?: MinimizeOptions;
 }
@@ -79,7 +93,7 @@ export function meanError(predicted: readonly number[], rows: readonly { readonl
 
 /** The efficiency that fits the rows best, found from the cluster's own. */
 export function fitEfficiency(rows: readonly PreparedRow[], options: CalibrationOptions): EfficiencyConfig {
-  const { cluster, keys = efficiencyKeys } = options;
+  const { cluster, keys = fittedKeys(rows, cluster) } = options;
   const decode = (x: readonly number[]): EfficiencyConfig => {
     const fitted = keys.map((key, i) => [key, fractions.has(key) ? 1 / (1 + Math.exp(-(x[i] ?? 0))) : Math.exp(x[i] ?? 0)]);
     return { ...cluster.efficiency, ...Object.fromEntries(fitted) };
@@ -90,6 +104,9 @@ export function fitEfficiency(rows: readonly PreparedRow[], options: Calibration
     const inside = Math.min(0.99, Math.max(0.01, value));
     return Math.log(inside / (1 - inside));
   });
-  const error = (x: readonly number[]): number => meanError(predictRows(rows, { ...cluster, efficiency: decode(x) }), rows);
-  return decode(minimize(error, start, options.minimizer).x);
+  const objective = (x: readonly number[]): number => {
+    const away = x.reduce((sum, value, i) => sum + (value - (start[i] ?? 0)) ** 2, 0);
+    return meanError(predictRows(rows, { ...cluster, efficiency: decode(x) }), rows) + priorWeight * away;
+  };
+  return decode(minimize(objective, start, options.minimizer).x);
 }
