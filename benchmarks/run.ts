@@ -14,11 +14,12 @@ import { efforts, type Row } from "./measure.ts";
 import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
 import { moeRows } from "./moe.ts";
+import { parallelRows } from "./parallel.ts";
 import { tensorParallelRows } from "./tensor-parallel.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
 /** `inference` has the rows on memory so far. */
-const themes = { engine: engineRows, moe: moeRows, inference: tensorParallelRows } as const;
+const themes = { engine: engineRows, moe: moeRows, inference: tensorParallelRows, parallel: parallelRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;
