@@ -20,7 +20,7 @@ import { Engine } from "../src/tensor/index.ts";
 import { Trainer } from "../src/train/index.ts";
 import { Random } from "../src/util/random.ts";
 import { messageOf, precisions, startRival, wants, type Context, type Precision } from "./context.ts";
-import { fastest, interleave, type Row, type Side } from "./measure.ts";
+import { interleave, median, type Row, type Side } from "./measure.ts";
 import { LineProcess, type PythonRival } from "./process.ts";
 
 /** A training step, as both sides get it. */
@@ -134,42 +134,74 @@ export interface StepRow {
   readonly bar: number;
 }
 
-/** Our step and the rival's, in turn: a row in tokens a second, beside what the roof's FLOP/s would allow. */
-export async function measureStep(
-  context: Context,
-  precision: Precision,
-  { name, shape, variants: eager, slow, bar }: StepRow,
-): Promise<Row> {
-  const { effort, log } = context;
-  const variants = [...eager, ...(slow !== undefined && effort.samples > 3 ? [slow] : [])];
-  const tokensPerStep = shape.batch * shape.sequence;
+/** Steps of a trial, after the one of `rivalStep`. */
+const trialSteps = 2;
+
+/**
+ * The fastest of the rival's ways to a step, still running. They are tried one after the other and in fresh processes: side by side,
+ * some models would not fit in memory, and a process that has run a slow way may keep gigabytes.
+ */
+async function fastestVariant(
+  { name, shape, variants }: StepRow,
+  log: Context["log"],
+): Promise<{ running: { variant: string; rival: PythonRival; side: Side } | null; trials: Record<string, number[]>; notes: string[] }> {
+  const trials: Record<string, number[]> = {};
   const notes: string[] = [];
-  const running: { variant: string; rival: PythonRival; side: Side }[] = [];
+  let best: { variant: string; rate: number } | null = null;
+  for (const variant of variants) {
+    log(`${name}: trying ${variant}`);
+    const started = await rivalStep(variant, shape);
+    if (typeof started === "string") {
+      notes.push(started);
+      continue;
+    }
+    const { rival, side } = started;
+    const rates: number[] = [];
+    try {
+      for (let i = 0; i < trialSteps; i++) rates.push(await side.sample());
+    } finally {
+      rival[Symbol.dispose]();
+    }
+    trials[`${variant}, trial`] = rates;
+    const rate = median(rates);
+    if (best === null || rate > best.rate) best = { variant, rate };
+  }
+  if (best === null) return { running: null, trials, notes };
+  const again = await rivalStep(best.variant, shape);
+  if (typeof again === "string") return { running: null, trials, notes: [...notes, again] };
+  return { running: { variant: best.variant, ...again }, trials, notes };
+}
+
+/** Our step and the rival's, in turn: a row in tokens a second, beside what the roof's FLOP/s would allow. */
+export async function measureStep(context: Context, precision: Precision, row: StepRow): Promise<Row> {
+  const { name, shape, slow, bar } = row;
+  const { effort, log } = context;
+  const tokensPerStep = shape.batch * shape.sequence;
+  const { running, trials, notes } = await fastestVariant(row, log);
+  const sides: Side[] = running === null ? [] : [running.side];
+  let compiled: PythonRival | null = null;
   const engine = new Engine(await loadBackend({ numThreads: threads }));
   try {
-    using training = new OurTraining(engine, precision, shape);
-    for (const variant of variants) {
-      log(`${name}: starting ${variant}`);
-      const started = await rivalStep(variant, shape, variant.endsWith("+compile") ? compileTimeoutMs : undefined);
+    if (slow !== undefined && effort.samples > 3) {
+      log(`${name}: starting ${slow}`);
+      const started = await rivalStep(slow, shape, compileTimeoutMs);
       if (typeof started === "string") notes.push(started);
-      else running.push({ variant, ...started });
+      else {
+        compiled = started.rival;
+        sides.push(started.side);
+      }
     }
-    const sides: Side[] = [{ sample: () => tokensPerStep / training.step() }, ...running.map(({ side }) => side)];
-    sides.push({ sample: async () => ((await context.roof.arithmetic(precision, threads)) * 1e9) / training.flopsPerToken });
-    const [ours = [], ...taken] = await interleave(sides, { samples: Math.min(5, effort.samples), warmups: 1 });
-    const others = Object.fromEntries(running.map(({ variant }, index) => [variant, taken[index] ?? []]));
-    return {
-      name,
-      ours,
-      rival: fastest(eager.map((variant) => others[variant] ?? [])),
-      unit: "tokens/s",
-      bar,
-      roof: taken.at(-1) ?? [],
-      others,
-      ...(notes.length > 0 ? { note: notes.join("; ") } : {}),
-    };
+    using training = new OurTraining(engine, precision, shape);
+    const roof: Side = { sample: async () => ((await context.roof.arithmetic(precision, threads)) * 1e9) / training.flopsPerToken };
+    const all = [{ sample: () => tokensPerStep / training.step() }, roof, ...sides];
+    const [ours = [], roofs = [], ...taken] = await interleave(all, { samples: Math.min(5, effort.samples), warmups: 1 });
+    const rival = running === null ? [] : (taken[0] ?? []);
+    const others = { ...trials, ...(compiled !== null && slow !== undefined ? { [slow]: taken.at(-1) ?? [] } : {}) };
+    const told = running === null ? notes : [`the rival is ${running.variant}`, ...notes];
+    return { name, ours, rival, unit: "tokens/s", bar, roof: roofs, others, note: told.join("; ") };
   } finally {
-    for (const { rival } of running) rival[Symbol.dispose]();
+    running?.rival[Symbol.dispose]();
+    compiled?.[Symbol.dispose]();
     engine[Symbol.dispose]();
   }
 }

@@ -3,6 +3,7 @@
  * else (progress, logs) on standard error. Nothing here decides what to say.
  */
 import { Presets, SingleBar } from "cli-progress";
+import { LivePanel } from "./live-panel.ts";
 
 export interface Progress {
   /** `done` of the total, with a short note (loss, tokens/s). */
@@ -16,6 +17,7 @@ export class Output {
   readonly #log: NodeJS.WriteStream;
   /** Bars under way on the terminal: their line has no end yet. */
   readonly #bars = new Set<SingleBar>();
+  #panel: LivePanel | null = null;
 
   constructor({
     json = false,
@@ -35,9 +37,27 @@ export class Output {
   stream(text: string): void {
     if (!this.json) this.#out.write(text);
   }
-  /** A line for the person who watches; below a bar, which goes on under it. */
+  /** Whether somebody watches on a terminal. */
+  get isTerminal(): boolean {
+    return this.#log.isTTY;
+  }
+  /** A line for the person who watches; above the panel, or below a bar, which goes on under it. */
   log(line: string): void {
+    if (this.#panel !== null) {
+      this.#panel.log(line);
+      return;
+    }
     this.#log.write(`${this.#bars.size > 0 ? "\n" : ""}${line}\n`);
+  }
+  /** Lines at the bottom of the terminal, drawn anew in place until `endPanel`. Only where `isTerminal`. */
+  panel(render: (columns: number, rows: number) => readonly string[]): void {
+    this.#panel ??= new LivePanel(this.#log);
+    this.#panel.update(render);
+  }
+  /** The panel's last content stays where it is, and what comes next stands under it. */
+  endPanel(): void {
+    this.#panel?.stop();
+    this.#panel = null;
   }
   /** A bar on a terminal; a line now and then otherwise. */
   progress(label: string, total: number): Progress {

@@ -5,7 +5,7 @@ import { quickstart, type QuickstartSummary } from "../../quickstart/index.ts";
 import { wholeNumber } from "../options.ts";
 import { formatCount, formatTable, Output } from "../output.ts";
 import { openEngine } from "../session.ts";
-import { Reporter } from "./train.ts";
+import { Reporter } from "../train-reporter.ts";
 
 interface QuickstartFlags {
   readonly out?: string;

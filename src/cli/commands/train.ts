@@ -6,7 +6,6 @@ import { parseLayout } from "../../config/layout.ts";
 import { applySettings, layoutOf, parseRunConfig, type RunConfig } from "../../config/run.ts";
 import { findRecipe, recipes } from "../../recipes/index.ts";
 import {
-  describeMfu,
   rankTimeoutMs,
   readRunConfig,
   train,
@@ -19,8 +18,9 @@ import { chooseRanks, commNames, runMpiRank, type Launcher, type RankContext } f
 import { fileError, MoeError } from "../../util/errors.ts";
 import { complain } from "../complain.ts";
 import { collected, wholeNumber } from "../options.ts";
-import { formatCount, Output, type Progress } from "../output.ts";
+import { Output } from "../output.ts";
 import { openEngine } from "../session.ts";
+import { forcedBalanceNote, Reporter } from "../train-reporter.ts";
 
 interface TrainFlags {
   readonly set: readonly string[];
@@ -133,9 +133,6 @@ async function start(options: TrainRanksOptions, ranks: number | undefined, over
   return await train({ ...options, engine });
 }
 
-/** Stands wherever the results of such a run do. */
-const forcedBalanceNote = "FORCED BALANCE: tokens went to experts in turn, whatever the router said (moe.forcedBalance)";
-
 function resolve(source: string, flags: TrainFlags): { config: RunConfig; runFolder: string } {
   if (existsSync(join(source, "config.json")) && existsSync(join(source, "checkpoints"))) {
     if (flags.resume !== true) throw new MoeError("usage", `${source} is the folder of a run: add --resume to continue it`);
@@ -175,75 +172,5 @@ function readJson(path: string): unknown {
     return JSON.parse(readFileSync(path, "utf8"));
   } catch (error) {
     throw fileError(path, "a JSON configuration", "something that does not read or parse as JSON", error);
-  }
-}
-
-function describeSimilarity(layers: (TrainEvent & { type: "similarity" })["layers"]): string {
-  const mean = (of: "weights" | "outputs"): string => (layers.reduce((sum, layer) => sum + layer[of].mean, 0) / layers.length).toFixed(4);
-  return `${mean("weights")} of weights, ${mean("outputs")} of outputs (means over ${layers.length} layers)`;
-}
-
-/** Shows what a run reports. */
-export class Reporter {
-  readonly #output: Output;
-  readonly #label: string;
-  #progress: Progress | null = null;
-
-  readonly #showsMfu: boolean;
-  #nextReading = 0;
-
-  /** `showsMfu`: say what MFU means when the run starts. */
-  constructor(output: Output, label = "training", { showsMfu = true } = {}) {
-    this.#output = output;
-    this.#label = label;
-    this.#showsMfu = showsMfu;
-  }
-  on(event: TrainEvent): void {
-    switch (event.type) {
-      case "warning":
-        this.#output.log(`warning: ${event.message}`);
-        break;
-      case "tokenizing":
-        this.#reportReading(event);
-        break;
-      case "start":
-        if (this.#showsMfu) this.#output.log(describeMfu(event.peakFlops));
-        if (event.forcedBalance) this.#output.log(forcedBalanceNote);
-        this.#progress = this.#output.progress(this.#label, event.numSteps);
-        this.#progress.update(event.state.step);
-        break;
-      case "step": {
-        const { step, loss, tokensPerSecond, mfu, forcedBalance } = event.metrics;
-        const utilization = mfu === null ? "" : `, MFU ${(100 * mfu).toFixed(0)}%`;
-        this.#progress?.update(
-          step,
-          `loss ${loss.toFixed(3)}, ${tokensPerSecond.toFixed(0)} tokens/s${utilization}, ${event.secondsLeft.toFixed(0)} s left${forcedBalance === true ? ", forced balance" : ""}`,
-        );
-        break;
-      }
-      case "evaluation":
-        this.#output.log(
-          `step ${event.step}, ${event.name}: ${event.evaluation.loss.toFixed(4)} +- ${event.evaluation.standardError.toFixed(4)}`,
-        );
-        break;
-      case "similarity":
-        this.#output.log(`step ${event.step}, cosine between experts: ${describeSimilarity(event.layers)}`);
-        break;
-      case "checkpoint":
-        this.#output.log(`saved ${event.folder}`);
-        break;
-      default:
-        event satisfies never;
-    }
-  }
-  /** A line every two seconds: how long the text is, nobody knows yet. */
-  #reportReading({ documents, characters, tokens }: TrainEvent & { type: "tokenizing" }): void {
-    if (performance.now() < this.#nextReading) return;
-    this.#nextReading = performance.now() + 2000;
-    this.#output.log(`reading text: ${documents} documents, ${formatCount(characters)} characters, ${formatCount(tokens)} tokens`);
-  }
-  stop(): void {
-    this.#progress?.stop();
-    this.#progress = null;
   }
 }
