@@ -101,6 +101,8 @@ export function completeLayout(layout: ParsedLayout, what: string): Layout {
   const empty = layers?.indexOf(0) ?? -1;
   if (empty >= 0) refuse(`layers [${layers?.join(", ")}]: stage ${empty} has no layer; use fewer stages (pp) or give it one`);
   if (layout.sequenceParallel && tp === 1) refuse("sequenceParallel needs tp of at least 2: it cuts tokens over tp ranks, got tp 1");
+  if (layout.overlap && pp > 1)
+    refuse(`overlap with pp ${pp}: halves of a micro-batch take turns in models that are whole in depth; use pp 1 or overlap false`);
   const { microBatchSequences: _, ...rest } = layout;
   return { ...rest, ep, etp };
 }

@@ -18,13 +18,14 @@ import {
   type Routing,
   type RoutingContext,
 } from "../nn/index.ts";
-import { embedding, linear, linearCrossEntropy, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
+import { embedding, linear, linearCrossEntropy, onBackward, recomputeMany, type Engine, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { intervalLength, type Interval } from "../util/partition.ts";
 import type { Batch } from "./batch.ts";
 import { buildLayer, ParameterMap } from "./build.ts";
 import { initialParameters, parameterSpecs, type ModelDType, type ParameterSpec } from "./parameters.ts";
 import { cacheConfigOf, embedShard, ownShare, shardLogits, shardLoss, shardSpecs, type ModelShard } from "./shard.ts";
+import { takeTurns, type LayerSteps } from "./turns.ts";
 import { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 
 /** Keys and values of earlier tokens, layer by layer. */
@@ -43,8 +44,9 @@ export interface DecoderParts {
 export interface InitializeOptions {
   readonly dtype: ModelDType;
   readonly seed: number;
-  /** Of these layers only (`DecoderParts`). */
+  /** Of these layers only, and of a rank's parts (`DecoderParts`). */
   readonly layers?: Interval;
+  readonly shard?: ModelShard | null;
 }
 
 export interface ForwardOptions {
@@ -58,6 +60,22 @@ export interface ForwardOptions {
   readonly recomputeLayers?: number;
   /** Called after each layer with the hidden states [T, H], which are valid during the call. */
   readonly onLayer?: (x_TH: Tensor, layer: number) => void;
+  /** Called before the first use of a layer's weights (-1: the embedding; the number of layers: final norm and head). */
+  readonly beforeLayer?: ((layer: number) => void) | undefined;
+  /** Called in the backward pass when a layer's parameters have all their gradients (numbers as above, without -1: that is the end of the pass). */
+  readonly afterBackward?: ((layer: number) => void) | undefined;
+}
+
+/** One of the batches that take turns. */
+export interface TurnPart {
+  readonly batch: Batch;
+  readonly hidden?: Tensor | undefined;
+  readonly routing: RoutingContext;
+}
+interface TurnHooks {
+  readonly recomputeLayers: number;
+  readonly begin: (layer: number) => void;
+  readonly marked: (x_TH: Tensor, layer: number) => Tensor;
 }
 
 /** Routing of one layer with experts. */
@@ -126,12 +144,13 @@ export class Decoder implements Disposable {
     this.#rotary = new RotaryEmbedding(engine, { theta, headDim, scaling, maxPositions });
   }
 
-  /** A model with fresh weights (see `initialParameters`), or layers of it: the same values as in the whole. */
-  static initialize(engine: Engine, config: ModelConfig, { dtype, seed, layers }: InitializeOptions): Decoder {
+  /** A model with fresh weights (see `initialParameters`), or layers or parts of it: the same values as in the whole. */
+  static initialize(engine: Engine, config: ModelConfig, options: InitializeOptions): Decoder {
+    const { dtype, seed, layers = wholeSpan(config), shard = null } = options;
     const all = parameterSpecs(config, dtype);
-    const specs = spanSpecs(all, config, layers ?? wholeSpan(config));
+    const specs = decoderSpecs(config, dtype, { layers, shard });
     const parameters = initialParameters(engine, specs, { initStd: config.initStd, seed, all });
-    return new Decoder(engine, config, dtype, parameters, layers === undefined ? {} : { layers });
+    return new Decoder(engine, config, dtype, parameters, { layers, shard });
   }
 
   /** What caches for this model are made by: the configuration, with a rank's own key-value heads. */
@@ -140,16 +159,21 @@ export class Decoder implements Disposable {
   }
 
   /** Hidden states after the final norm, and what the routers decided. Tensors belong to the current scope. */
-  forwardHidden(batch: Batch, { hidden, cache, routing: context = {}, recomputeLayers = 0, onLayer }: ForwardOptions = {}): HiddenOutput {
+  forwardHidden(batch: Batch, options: ForwardOptions = {}): HiddenOutput {
+    const { hidden, cache, routing: context = {}, recomputeLayers = 0, onLayer, beforeLayer, afterBackward } = options;
     if (cache !== undefined && this.engine.tape !== null) {
       throw new MoeError("internal", "decoder: a forward pass with a KV cache under a tape: no gradient flows through cached keys");
     }
     const ropeTable = this.#rotary.forLength(batch.numPositions, { incremental: cache !== undefined });
     const routing: LayerRouting[] = [];
+    if (this.#embedding !== null && this.layers.start === 0) beforeLayer?.(-1);
     let x_TH = this.#embed(batch, hidden);
+    const marked = (x: Tensor, layer: number): Tensor => (afterBackward === undefined ? x : onBackward(x, () => afterBackward(layer)));
     for (const [index, block] of this.#blocks.entries()) {
       const layer = this.layers.start + index;
       const before_TH = x_TH;
+      beforeLayer?.(layer);
+      x_TH = marked(x_TH, layer);
       const run = ([x, positions, keyBase, keyEnd, table, valid]: readonly Tensor[]): Tensor[] => {
         const input: AttentionInput = { positions: here(positions), keyBase: here(keyBase), keyEnd: here(keyEnd), ropeTable: here(table) };
         return flatten(block.forward(here(x), input, cache?.layer(layer) ?? null, { ...context, valid }, layer));
@@ -162,7 +186,75 @@ export class Decoder implements Disposable {
       // Without a tape nobody needs the layer's input any more; with one, the tape keeps what it needs.
       if (before_TH !== hidden) before_TH.dispose();
     }
-    return { hidden_TH: this.#norm === null ? x_TH : this.#norm.forward(x_TH), routing };
+    if (this.#norm === null) return { hidden_TH: x_TH, routing };
+    const { numLayers } = this.config;
+    beforeLayer?.(numLayers);
+    return { hidden_TH: this.#norm.forward(marked(x_TH, numLayers)), routing };
+  }
+
+  /**
+   * `forwardHidden` of several batches that take turns, so that the exchange of tokens of one runs beside the computation of another. Recomputed layers
+   * do not: they are run again as one.
+   */
+  forwardTurns(parts: readonly TurnPart[], options: Omit<ForwardOptions, "hidden" | "cache" | "routing" | "onLayer">): HiddenOutput[] {
+    const { recomputeLayers = 0, beforeLayer, afterBackward } = options;
+    const { numLayers } = this.config;
+    const [begun, passed] = [new Set<number>(), new Map<number, number>()];
+    const begin = (layer: number): void => {
+      if (!begun.has(layer)) beforeLayer?.(layer);
+      begun.add(layer);
+    };
+    // A layer's gradients are complete when the backward passes of all parts are through it.
+    const marked = (x: Tensor, layer: number): Tensor =>
+      onBackward(x, () => {
+        const count = (passed.get(layer) ?? 0) + 1;
+        passed.set(layer, count);
+        if (count === parts.length) afterBackward?.(layer);
+      });
+    if (this.#embedding !== null && this.layers.start === 0) begin(-1);
+    const outputs = parts.map(({ batch, hidden }) => ({ x_TH: this.#embed(batch, hidden), routing: [] as LayerRouting[] }));
+    takeTurns(
+      this.engine,
+      parts.map((part, i) => this.#steps(part, { recomputeLayers, begin, marked }, outputs[i] ?? { x_TH: part.batch.ids, routing: [] })),
+    );
+    if (this.#norm !== null) begin(numLayers);
+    return outputs.map(({ x_TH, routing }) => ({
+      hidden_TH: this.#norm === null ? x_TH : this.#norm.forward(marked(x_TH, numLayers)),
+      routing,
+    }));
+  }
+  *#steps(
+    { batch, hidden, routing: context }: TurnPart,
+    { recomputeLayers, begin, marked }: TurnHooks,
+    state: { x_TH: Tensor; readonly routing: LayerRouting[] },
+  ): LayerSteps {
+    const ropeTable = this.#rotary.forLength(batch.numPositions, { incremental: false });
+    const { positions, keyBase, keyEnd } = batch;
+    for (const [index, block] of this.#blocks.entries()) {
+      const layer = this.layers.start + index;
+      begin(layer);
+      const before_TH = state.x_TH;
+      const x_TH = marked(before_TH, layer);
+      let outputs: readonly Tensor[];
+      if (index < recomputeLayers) {
+        const inputs = [x_TH, positions, keyBase, keyEnd, ropeTable];
+        outputs = recomputeMany(this.engine, inputs, ([x, p, base, end, table]) =>
+          flatten(
+            block.forward(
+              here(x),
+              { positions: here(p), keyBase: here(base), keyEnd: here(end), ropeTable: here(table) },
+              null,
+              context,
+              layer,
+            ),
+          ),
+        );
+      } else outputs = flatten(yield* block.steps(x_TH, { positions, keyBase, keyEnd, ropeTable }, context, layer));
+      state.x_TH = here(outputs[0]);
+      if (hasExperts(this.config, layer)) state.routing.push({ layer, ...unflatten(outputs) });
+      yield outputs;
+      if (before_TH !== hidden) before_TH.dispose();
+    }
   }
   /** [T, H]: what goes into the first layer there is. */
   #embed({ ids }: Batch, hidden: Tensor | undefined): Tensor {
@@ -205,12 +297,13 @@ export class Decoder implements Disposable {
   loss(batch: Batch, targets: Tensor, { scale, ...options }: LossOptions): LossOutput {
     if (this.engine.tape !== null) this.#checkTrainable();
     const output = this.forwardHidden(batch, options);
+    return { ...output, ...this.headLoss(output.hidden_TH, targets, scale) };
+  }
+  /** `loss` from what `forwardHidden` gave. */
+  headLoss(hidden_TH: Tensor, targets: Tensor, scale: number): Pick<LossOutput, "loss" | "perToken"> {
     const head = this.#ownHead();
-    const losses =
-      this.#shard === null
-        ? linearCrossEntropy(output.hidden_TH, head, targets, { scale })
-        : shardLoss(this.#shard, output.hidden_TH, head, targets, scale);
-    return { ...output, ...losses };
+    if (this.#shard !== null) return shardLoss(this.#shard, hidden_TH, head, targets, scale);
+    return linearCrossEntropy(hidden_TH, head, targets, { scale });
   }
 
   #checkTrainable(): void {

@@ -10,6 +10,7 @@ import { dtypeCodes, type DType } from "../backend/kernels.ts";
 import { hasExperts, type MoeConfig, type ModelConfig } from "../config/model.ts";
 import { numElements, type Engine, type Shape, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
+import { boxRuns } from "../util/box.ts";
 import { Random } from "../util/random.ts";
 
 /** What matrices are stored and computed in. */
@@ -133,17 +134,42 @@ export function initialParameters(
     const tensor = engine.detached(spec.shape, spec.dtype);
     if (spec.trains) asParameter(tensor, spec.name);
     parameters.set(spec.name, tensor);
-    if (spec.init === "normal") fillNormal(tensor, Random.keyed(options.seed, index), options.initStd);
+    if (spec.init === "normal") fillNormal(tensor, Random.keyed(options.seed, index), options.initStd, spec);
     else if (spec.init === "zeros") engine.fillZero(tensor);
     else engine.backend.kernels.fillF32(tensor.ptr, tensor.size, 1);
   }
   return parameters;
 }
-function fillNormal(tensor: Tensor, random: Random, std: number): void {
-  for (let from = 0; from < tensor.size; from += chunkElements) {
-    const values = new Float32Array(Math.min(chunkElements, tensor.size - from));
-    writeElements(tensor, from, random.fillNormal(values, std));
+/** The values of the whole parameter, of which a part keeps its own. */
+function fillNormal(tensor: Tensor, random: Random, std: number, { slices, shape }: ParameterSpec): void {
+  if (slices === undefined) {
+    for (let from = 0; from < tensor.size; from += chunkElements) {
+      const values = new Float32Array(Math.min(chunkElements, tensor.size - from));
+      writeElements(tensor, from, random.fillNormal(values, std));
+    }
+    return;
   }
+  const whole = slices.reduce<Shape>((cut, { dim, size }) => cut.with(dim, size), shape);
+  const box = shape.map((size, dim) => {
+    const start = slices.find((slice) => slice.dim === dim)?.start ?? 0;
+    return { start, end: start + size };
+  });
+  const own = new Float32Array(tensor.size);
+  let values: Float32Array = new Float32Array(0);
+  let first = 0;
+  for (const { whole: from, part, length } of boxRuns(whole, box)) {
+    for (let done = 0; done < length;) {
+      while (from + done >= first + values.length) {
+        first += values.length;
+        values = random.fillNormal(new Float32Array(Math.min(chunkElements, numElements(whole) - first)), std);
+      }
+      const at = from + done - first;
+      const n = Math.min(length - done, values.length - at);
+      own.set(values.subarray(at, at + n), part + done);
+      done += n;
+    }
+  }
+  if (own.length > 0) writeElements(tensor, 0, own);
 }
 
 /** Writes f32 values into elements from..from+values.length-1 of a tensor, rounded to its type. */

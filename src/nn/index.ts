@@ -7,7 +7,7 @@ export {
   type AttentionSizes,
   type LayerCache,
 } from "./attention.ts";
-export { Block, type BlockModules } from "./block.ts";
+export { Block, type BlockModules, type BlockOutput } from "./block.ts";
 export { FeedForward } from "./feed-forward.ts";
 export { GatheredNorm } from "./gathered-norm.ts";
 export { Linear } from "./linear.ts";

@@ -8,6 +8,13 @@ import { MoeError } from "../util/errors.ts";
 import type { Tape } from "./tape.ts";
 import { numElements, Storage, Tensor, type Shape } from "./tensor.ts";
 
+export interface OpenScope {
+  /** Runs `fn`; tensors that it makes belong to this scope. */
+  run<T>(fn: () => T): T;
+  /** Disposes them, except `kept`, which go to the current scope. */
+  end(kept: readonly Tensor[]): void;
+}
+
 export class Engine implements Disposable {
   readonly backend: Backend;
   #scopes: Tensor[][] = [];
@@ -56,6 +63,26 @@ export class Engine implements Disposable {
         else tensor.dispose();
       }
     }
+  }
+  /** A scope that is entered several times, for work that takes turns with other work. The caller ends it. */
+  openScope(): OpenScope {
+    const owned: Tensor[] = [];
+    return {
+      run: (fn) => {
+        this.#scopes.push(owned);
+        try {
+          return fn();
+        } finally {
+          this.#scopes.pop();
+        }
+      },
+      end: (kept) => {
+        for (const tensor of owned.splice(0)) {
+          if (kept.includes(tensor)) this.adopt(tensor);
+          else tensor.dispose();
+        }
+      },
+    };
   }
   /** Gives `tensor` to the current scope. */
   adopt(tensor: Tensor): Tensor {

@@ -1,5 +1,5 @@
 /** Tensors, the autograd tape and the ops: everything that layers are written with. */
-export { Engine } from "./engine.ts";
+export { Engine, type OpenScope } from "./engine.ts";
 export { Tape, recompute, recomputeMany, type GradTarget } from "./tape.ts";
 export { numElements, Storage, Tensor, type ParameterState, type Shape, type WeightScales } from "./tensor.ts";
 export { attention, type AttentionOptions } from "./ops/attention.ts";
@@ -29,5 +29,5 @@ export {
   type RouterOutput,
   type RouterScoring,
 } from "./ops/router.ts";
-export { columns, concatColumns, nothingOf, repeatColumns, takeRows } from "./ops/rows.ts";
+export { columns, concatColumns, nothingOf, onBackward, repeatColumns, takeRows } from "./ops/rows.ts";
 export { swiglu } from "./ops/swiglu.ts";

@@ -3,7 +3,7 @@
  * their schedule (`parallel/pipeline.ts`). Either way gradients are added to the parameters, and what each micro-batch measured comes back.
  */
 import type { RunConfig } from "../config/run.ts";
-import type { Decoder } from "../model/index.ts";
+import type { Decoder, ForwardOptions } from "../model/index.ts";
 import type { Recorder } from "../parallel/recorder.ts";
 import { microForward, type MicroResult, type MicroStepInput } from "./micro-step.ts";
 
@@ -28,6 +28,24 @@ export function layerNumbers({ layers: { start, end }, config }: Decoder): numbe
   return Array.from({ length: last - first + 1 }, (_, i) => first + i);
 }
 
+/** What a micro-batch's passes tell the hooks, if it is the first, or, by the time of its backward pass, the last. */
+export function toldBy(
+  hooks: StepHooks,
+  { isFirst, isLast }: { readonly isFirst: boolean; readonly isLast: () => boolean },
+): Pick<ForwardOptions, "beforeLayer" | "afterBackward"> {
+  if (hooks === noHooks) return {};
+  return {
+    beforeLayer: isFirst ? (layer) => hooks.beforeLayer(layer) : undefined,
+    afterBackward: (layer) => {
+      if (isLast()) hooks.onGradients(layer);
+    },
+  };
+}
+/** After the last backward pass: the embedding's gradients are complete. */
+export function afterPasses(model: Decoder, hooks: StepHooks): void {
+  if (layerNumbers(model)[0] === -1) hooks.onGradients(-1);
+}
+
 /** One micro-batch after another, on a model that is whole in this rank. */
 export class SequentialExecutor implements StepExecutor {
   readonly #model: Decoder;
@@ -40,12 +58,11 @@ export class SequentialExecutor implements StepExecutor {
     this.#recorder = recorder;
   }
   run(micro: readonly MicroStepInput[], hooks: StepHooks): MicroResult[] {
-    const layers = layerNumbers(this.#model);
     return micro.map((input, index) => {
-      if (index === 0) for (const layer of layers) hooks.beforeLayer(layer);
-      using forward = this.#pass("forward", index, () => microForward(this.#model, this.#config, input));
+      const told = toldBy(hooks, { isFirst: index === 0, isLast: () => index === micro.length - 1 });
+      using forward = this.#pass("forward", index, () => microForward(this.#model, this.#config, { ...input, ...told }));
       this.#pass("backward", index, () => forward.backward(null));
-      if (index === micro.length - 1) for (const layer of layers.toReversed()) hooks.onGradients(layer);
+      if (index === micro.length - 1) afterPasses(this.#model, hooks);
       return forward.result;
     });
   }

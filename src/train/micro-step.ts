@@ -10,11 +10,12 @@
 import { hasExperts, type ModelConfig } from "../config/model.ts";
 import type { RunConfig } from "../config/run.ts";
 import type { TokenBatch } from "../data/dataset.ts";
-import { isLastSpan, type Decoder, type HiddenOutput, type LayerRouting } from "../model/index.ts";
+import { isLastSpan, type Decoder, type ForwardOptions, type HiddenOutput, type LayerRouting } from "../model/index.ts";
 import type { RoutingContext } from "../nn/index.ts";
 import { balanceLoss, routerStatistics, sequenceLoss, switchLoss, Tape, zLoss, type Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { toModelBatch } from "./batch.ts";
+import { halvesOf, joinHalves, type MicroPart } from "./halves.ts";
 import type { MicroRouting } from "./routing.ts";
 
 export interface MicroStepInput {
@@ -27,6 +28,8 @@ export interface MicroStepInput {
   readonly scale: number;
   /** Of the auxiliary loss, one a layer with experts, of all the model's. */
   readonly coefficients: readonly number[];
+  /** Gets what the layers with experts decided, during the forward pass: for comparisons. */
+  readonly onRouting?: ((layers: readonly LayerRouting[], input: MicroStepInput) => void) | undefined;
 }
 
 export interface MicroResult {
@@ -85,35 +88,79 @@ export interface MicroForward extends Disposable {
 export function microForward(
   model: Decoder,
   config: RunConfig,
-  input: MicroStepInput & { readonly hidden?: Tensor; readonly recomputeLayers?: number },
+  input: MicroStepInput & { readonly hidden?: Tensor; readonly recomputeLayers?: number } & Pick<
+      ForwardOptions,
+      "beforeLayer" | "afterBackward"
+    >,
 ): MicroForward {
   const { engine, layers } = model;
-  const { tokens, scale, coefficients, recomputeLayers = Math.max(0, config.recomputeLayers - layers.start) } = input;
+  const { coefficients } = input;
   const tape = new Tape(engine);
   const before = numExpertLayers(model.config, layers.start);
   try {
     return engine.scope(() => {
-      const { batch, targets } = toModelBatch(engine, tokens);
       const hidden = input.hidden?.retain();
       if (hidden !== undefined) hidden.requiresGrad = true;
-      const options = { routing: routingContext(config, tokens, input), recomputeLayers, ...(hidden === undefined ? {} : { hidden }) };
-      const output: HiddenOutput & { readonly loss?: Tensor } = engine.withTape(tape, () =>
-        isLastSpan(layers, model.config) ? model.loss(batch, targets, { scale, ...options }) : model.forwardHidden(batch, options),
-      );
-      const { loss = null } = output;
-      const roots: Root[] = loss === null ? [] : [{ value: loss.retain(), grad: 1 }];
-      const measured = output.routing.map((layer, index) => {
-        const losses = routerLosses(layer, tokens, config, coefficients[before + index] ?? 0, tape);
-        roots.push(...losses.roots.map(({ value, grad }) => ({ value: value.retain(), grad })));
-        return losses.measured;
+      const parts = forwardParts(model, config, input, { tape, hidden });
+      const roots: Root[] = [];
+      const results = parts.map(({ part, output, loss }) => {
+        input.onRouting?.(output.routing, { ...input, ...part });
+        if (loss !== null) roots.push({ value: loss.retain(), grad: 1 });
+        const routing = output.routing.map((layer, index) => {
+          const losses = routerLosses(layer, part.tokens, config, coefficients[before + index] ?? 0, tape);
+          roots.push(...losses.roots.map(({ value, grad }) => ({ value: value.retain(), grad })));
+          return losses.measured;
+        });
+        return { loss: loss?.item() ?? 0, routing };
       });
-      const result = { loss: loss?.item() ?? 0, routing: measured };
-      return new Recorded(tape, result, roots, hidden ?? null, loss === null ? output.hidden_TH.retain() : null);
+      const passedOn = isLastSpan(layers, model.config) ? null : (parts[0]?.output.hidden_TH.retain() ?? null);
+      return new Recorded(tape, joinHalves(results), roots, hidden ?? null, passedOn);
     });
   } catch (error) {
     tape[Symbol.dispose]();
     throw error;
   }
+}
+
+type MicroForwardInput = Parameters<typeof microForward>[2];
+/** What goes through the layers at once: a micro-batch, or one of its halves that take turns. */
+interface ForwardPart {
+  readonly part: MicroPart;
+  readonly output: HiddenOutput;
+  /** Null: on another stage. */
+  readonly loss: Tensor | null;
+}
+
+function forwardParts(
+  model: Decoder,
+  config: RunConfig,
+  input: MicroForwardInput,
+  { tape, hidden }: { readonly tape: Tape; readonly hidden: Tensor | undefined },
+): ForwardPart[] {
+  const { engine, layers } = model;
+  const { tokens, firstSequence, scale, beforeLayer, afterBackward } = input;
+  const { recomputeLayers = Math.max(0, config.recomputeLayers - layers.start) } = input;
+  const hasHead = isLastSpan(layers, model.config);
+  const common = { recomputeLayers, beforeLayer, afterBackward };
+  if (!config.layout.overlap) {
+    const { batch, targets } = toModelBatch(engine, tokens);
+    const options = { routing: routingContext(config, tokens, input), ...common, ...(hidden === undefined ? {} : { hidden }) };
+    const output: HiddenOutput & { readonly loss?: Tensor } = engine.withTape(tape, () =>
+      hasHead ? model.loss(batch, targets, { scale, ...options }) : model.forwardHidden(batch, options),
+    );
+    return [{ part: { tokens, firstSequence }, output, loss: output.loss ?? null }];
+  }
+  const halves = halvesOf({ tokens, firstSequence }, config.moe.balanceGroupSequences).map((part) => {
+    const routing = routingContext(config, part.tokens, { ...input, ...part });
+    return { part, routing, ...toModelBatch(engine, part.tokens) };
+  });
+  const outputs = engine.withTape(tape, () => model.forwardTurns(halves, common));
+  return halves.flatMap(({ part, targets }, i) => {
+    const output = outputs[i];
+    if (output === undefined) return [];
+    const loss = engine.withTape(tape, () => model.headLoss(output.hidden_TH, targets, scale).loss);
+    return [{ part, output, loss }];
+  });
 }
 
 /** Layers with experts among the first `numLayers`. */

@@ -3,13 +3,12 @@ import { numRanks } from "../config/layout.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
 import { layoutOf, type RunConfig } from "../config/run.ts";
-import { Decoder, loadModel, openModelSource } from "../model/index.ts";
+import { Decoder, loadModel, openModelSource, type DecoderParts } from "../model/index.ts";
 import type { Communicator } from "../parallel/communicator.ts";
 import type { Recorder } from "../parallel/recorder.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
-import type { Interval } from "../util/partition.ts";
-import { PipelineRanks } from "./parallel/pipeline-ranks.ts";
+import { MeshRanks } from "./parallel/mesh-ranks.ts";
 import { AloneRanks, type TrainingRanks } from "./ranks.ts";
 
 /** Where a run's model comes from: files, or (`path` null) fresh weights. */
@@ -53,8 +52,7 @@ export function openRanks(engine: Engine, { world, config, source, recorder }: O
       `layout: pp ${pp} * dp ${dp} * tp ${tp} = ${expected} ranks, and ${got} ${got === 1 ? "is" : "are"} here: ${advice}`,
     );
   }
-  const open = (layers?: Interval): Decoder => {
-    const part = layers === undefined ? {} : { layers };
+  const open = (part: DecoderParts = {}): Decoder => {
     if (path !== null) return loadModel(engine, path, { dtype: config.precision, mapped: false, ...part });
     return Decoder.initialize(engine, model, { dtype: config.precision, seed: config.seed, ...part });
   };
@@ -62,8 +60,6 @@ export function openRanks(engine: Engine, { world, config, source, recorder }: O
     const decoder = open();
     return { ranks: new AloneRanks(decoder, config, recorder), [Symbol.dispose]: () => decoder[Symbol.dispose]() };
   }
-  if (layout.pp !== world.size)
-    throw new MoeError("unsupported", `layout: dp ${layout.dp} and tp ${layout.tp}: training over them is not there yet; use pp`);
-  const ranks = new PipelineRanks({ engine, world, config, layout, model, open, recorder });
+  const ranks = new MeshRanks({ engine, world, config, layout, model, open: (layers, shard) => open({ layers, shard }), recorder });
   return { ranks, [Symbol.dispose]: () => ranks[Symbol.dispose]() };
 }

@@ -7,12 +7,26 @@
 import type { RunConfig } from "../config/run.ts";
 import type { TokenBatch } from "../data/dataset.ts";
 import type { Decoder, WholeTensor } from "../model/index.ts";
+import { AdamW, type AdamWOptions, type AdamWState, type StepResult } from "../optim/index.ts";
 import type { Recorder } from "../parallel/recorder.ts";
 import { noHooks, SequentialExecutor, type StepExecutor, type StepHooks } from "./executor.ts";
 import { tokenLosses } from "./evaluate.ts";
 import type { MicroResult } from "./micro-step.ts";
 import { wholeTensors, type TensorPart } from "./parallel/parts.ts";
+import type { Interval } from "../util/partition.ts";
 import { expertSimilarity, type LayerSimilarity } from "./similarity.ts";
+
+/** An optimizer as the trainer uses it: what ranks do together is inside. */
+export interface StepOptimizer extends Disposable {
+  /** Updates made so far. */
+  readonly numSteps: number;
+  /** One update from the gradients that the passes left; the norm is the whole model's. One that is not finite changes nothing. */
+  step(options: { readonly learningRate: number; readonly maxGradNorm: number | null }): StepResult;
+  zeroGrad(): void;
+  firstNonFinite(): string | null;
+  state(): AdamWState;
+  loadState(state: AdamWState): void;
+}
 
 export interface TrainingRanks {
   readonly rank: number;
@@ -27,12 +41,12 @@ export interface TrainingRanks {
   gather<T>(value: T): T[];
   /** From this rank's results of its micro-batches to those of the global batch in its order, with all layers. */
   gatherResults(results: readonly MicroResult[]): readonly MicroResult[];
-  /** After the passes: every holder of a parameter gets the gradient of the global batch. */
-  reduceGradients(): void;
-  /** Whether this rank counts a parameter's gradient in the norm: of every element, one rank does. */
-  counts(parameter: string): boolean;
-  /** Sum over ranks, in rank order. */
-  sum(value: number): number;
+  /** AdamW over what this rank has. To be made once, before the first step; the caller disposes it. */
+  makeOptimizer(options: AdamWOptions): StepOptimizer;
+  /** Elements of this rank's part of a parameter that its optimizer has a state of; undefined: all. */
+  elementsOf(parameter: string): Interval | undefined;
+  /** Waits for whatever of the last step is still under way: before weights are read. */
+  settle(): void;
   /** Cross-entropy of each token of each batch, 0 where it bears no loss; dropless, off any tape. */
   tokenLosses(batches: readonly TokenBatch[]): Float32Array[];
   /** Of all layers with experts. */
@@ -62,13 +76,13 @@ export class AloneRanks implements TrainingRanks {
   gatherResults(results: readonly MicroResult[]): readonly MicroResult[] {
     return results;
   }
-  reduceGradients(): void {}
-  counts(): boolean {
-    return true;
+  makeOptimizer(options: AdamWOptions): StepOptimizer {
+    return new AdamW(this.#model.engine, this.#model.parameters.values(), options);
   }
-  sum(value: number): number {
-    return value;
+  elementsOf(): undefined {
+    return undefined;
   }
+  settle(): void {}
   tokenLosses(batches: readonly TokenBatch[]): Float32Array[] {
     return batches.map((batch) => tokenLosses(this.#model, batch));
   }

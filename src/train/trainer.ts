@@ -13,14 +13,14 @@ import type { RunConfig } from "../config/run.ts";
 import type { Dataset, TokenBatch } from "../data/dataset.ts";
 import type { Decoder } from "../model/index.ts";
 import { Recorder } from "../parallel/recorder.ts";
-import { AdamW, learningRateAt, type Schedule } from "../optim/index.ts";
+import { learningRateAt, type Schedule } from "../optim/index.ts";
 import type { Tensor } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { TrainingState } from "./checkpoint.ts";
 import { Coefficients } from "./coefficients.ts";
-import type { MicroResult } from "./micro-step.ts";
+import type { MicroResult, MicroStepInput } from "./micro-step.ts";
 import { optimizerParts, weightParts, type TensorPart } from "./parallel/parts.ts";
-import { AloneRanks, type TrainingRanks } from "./ranks.ts";
+import { AloneRanks, type StepOptimizer, type TrainingRanks } from "./ranks.ts";
 import { layerMetrics, loadCounts, updatedBias, type LayerMetrics, type MicroRouting } from "./routing.ts";
 import type { LayerSimilarity } from "./similarity.ts";
 
@@ -55,6 +55,8 @@ export interface TrainerOptions {
   readonly ranks?: TrainingRanks;
   /** Notes what the step does beside the passes. */
   readonly recorder?: Recorder;
+  /** Gets what the layers with experts of this rank decided, micro-batch by micro-batch. */
+  readonly onRouting?: MicroStepInput["onRouting"];
   /** FLOP/s against which MFU is stated, or null. */
   readonly peakFlops: number | null;
   /** Where a run goes on. */
@@ -68,7 +70,7 @@ export class Trainer implements Disposable {
   /** The model; of several ranks, what this one has of it (of its first stage). */
   readonly model: Decoder;
   readonly ranks: TrainingRanks;
-  readonly optimizer: AdamW;
+  readonly optimizer: StepOptimizer;
   readonly data: Dataset;
   /** FLOP/s against which MFU is stated. */
   readonly peakFlops: number | null;
@@ -77,6 +79,7 @@ export class Trainer implements Disposable {
   /** Layers with experts, ascending. */
   readonly #layers: readonly number[];
   readonly #recorder: Recorder;
+  readonly #onRouting: MicroStepInput["onRouting"];
   #state: TrainingState;
 
   /** The trainer owns its optimizer, not the model. Throws `file` for coefficients of another model. */
@@ -86,13 +89,14 @@ export class Trainer implements Disposable {
     this.data = data;
     this.ranks = options.ranks ?? new AloneRanks(model, config);
     this.#recorder = options.recorder ?? new Recorder(this.ranks.rank);
+    this.#onRouting = options.onRouting;
     this.peakFlops = options.peakFlops;
     this.#state = options.state ?? { step: 0, sequences: 0, tokens: 0, flops: 0, seconds: 0 };
     this.#layers = Array.from({ length: model.config.numLayers }, (_, layer) => layer).filter((layer) => hasExperts(model.config, layer));
     this.coefficients = new Coefficients(config.moe.auxiliaryLossCoefficient, this.#layers.length, options.coefficients ?? null);
     const { beta1, beta2, epsilon, weightDecay } = config.optimizer;
     model.engine.backend.resetPeak();
-    this.optimizer = new AdamW(model.engine, this.#parameters().values(), { beta1, beta2, eps: epsilon, weightDecay });
+    this.optimizer = this.ranks.makeOptimizer({ beta1, beta2, eps: epsilon, weightDecay });
   }
 
   get state(): TrainingState {
@@ -116,7 +120,12 @@ export class Trainer implements Disposable {
     const micro = this.#microBatches();
     const numTargets = micro.reduce((n, { tokens }) => n + tokens.numTargets, 0);
     // A batch in which no token bears loss (conversations cut between the assistant's turns) has a loss and gradients of 0.
-    const common = { step: this.#state.step, scale: 1 / Math.max(1, numTargets), coefficients: this.coefficients.values };
+    const common = {
+      step: this.#state.step,
+      scale: 1 / Math.max(1, numTargets),
+      coefficients: this.coefficients.values,
+      onRouting: this.#onRouting,
+    };
     const { index, count } = ranks.share;
     const own = micro.slice((index * micro.length) / count, ((index + 1) * micro.length) / count);
     const results = ranks.gatherResults(
@@ -128,10 +137,8 @@ export class Trainer implements Disposable {
     const loss = results.reduce((sum, r) => sum + r.loss, 0);
     this.#requireFinite(loss, "loss");
     const learningRate = learningRateAt(scheduleOf(config), this.#state.step);
-    ranks.reduceGradients();
-    const gradNorm = Math.sqrt(ranks.sum(this.optimizer.gradSumSquares((name) => ranks.counts(name))));
-    const update = { learningRate, maxGradNorm: config.optimizer.clipNorm, gradNorm };
-    this.#recorder.span({ name: "optimizer", track: "compute" }, () => this.optimizer.step(update));
+    const update = { learningRate, maxGradNorm: config.optimizer.clipNorm };
+    const { gradNorm } = this.#recorder.span({ name: "optimizer", track: "compute" }, () => this.optimizer.step(update));
     this.#requireFinite(gradNorm, "gradient norm");
     this.optimizer.zeroGrad();
     const layers = this.#layerMetrics(results);
@@ -226,6 +233,7 @@ export class Trainer implements Disposable {
     return optimizerParts(
       this.ranks.models.flatMap(({ specs }) => specs),
       this.optimizer.state().tensors,
+      (parameter) => this.ranks.elementsOf(parameter),
     );
   }
   /** Of all that this rank has. */

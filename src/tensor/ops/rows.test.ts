@@ -1,6 +1,9 @@
 import { describe, expect, it } from "vitest";
 import { checkGradients, withEngine } from "../../../test/gradcheck.ts";
-import { columns, concatColumns, nothingOf, repeatColumns, takeRows } from "./rows.ts";
+import { Tape } from "../tape.ts";
+import type { Tensor } from "../tensor.ts";
+import { scale } from "./elementwise.ts";
+import { columns, concatColumns, nothingOf, onBackward, repeatColumns, takeRows } from "./rows.ts";
 
 describe("parts of tensors", () => {
   it("take rows, some of them twice, one never, and rows of zeros: gradients of finite differences", () => {
@@ -39,6 +42,23 @@ describe("parts of tensors", () => {
   });
   it("nothing of a tensor is zeros, and its gradient too", () => {
     checkGradients({ inputs: { x: { shape: [3, 2] } }, run: ({ x }) => (x ? [nothingOf([x], [2, 2], x.dtype)] : []) });
+  });
+  it("tells when the backward pass comes past, after what was computed later and before what was earlier", () => {
+    withEngine((engine) =>
+      engine.scope(() => {
+        const x = engine.from([1, 2], [1, 2], "f32");
+        x.requiresGrad = true;
+        const seen: string[] = [];
+        using tape = new Tape(engine);
+        const mark = (value: Tensor, name: string): Tensor => onBackward(value, () => seen.push(name));
+        const y = engine.withTape(tape, () => scale(mark(scale(mark(x, "first"), 2), "second"), 3));
+        expect(seen).toEqual([]);
+        tape.backward([{ value: y, grad: 1 }]);
+        expect(seen).toEqual(["second", "first"]);
+        using grad = tape.takeGrad(x);
+        expect([...(grad?.toFloat32Array() ?? [])]).toEqual([6, 6]);
+      }),
+    );
   });
   it("refuses columns that are not there", () => {
     withEngine((engine) =>

@@ -119,3 +119,15 @@ export function nothingOf(inputs: readonly [Tensor, ...Tensor[]], shape: readonl
   });
   return out;
 }
+
+/** x; calls `fn` in the backward pass when it comes past here: everything computed from x has then left its gradients. */
+export function onBackward(x: Tensor, fn: () => void): Tensor {
+  const { tape } = x.engine;
+  if (tape === null || !x.requiresGrad) return x;
+  const out = x.rows(0, x.dim(0));
+  tape.record([x], out, [], (dOut) => {
+    fn();
+    tape.addGrad(x, dOut);
+  });
+  return out;
+}

@@ -13,7 +13,7 @@ import type { Communicator } from "../../parallel/communicator.ts";
 import type { Tensor } from "../../tensor/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { pipelineSchedule, rankOfStage, type PipelineScheduleName } from "../../util/pipeline-schedule.ts";
-import { layerNumbers, type StepExecutor, type StepHooks } from "../executor.ts";
+import { afterPasses, toldBy, type StepExecutor, type StepHooks } from "../executor.ts";
 import { microForward, type MicroForward, type MicroResult, type MicroStepInput } from "../micro-step.ts";
 
 /** A stage on its rank. */
@@ -116,8 +116,9 @@ class RunningStage implements PipelineStage, Disposable {
 
   forward(microBatch: number, hidden: Tensor | null): Tensor | null {
     const { model, recompute } = this.#stage;
-    if (this.#results.length === 0) for (const layer of layerNumbers(model)) this.#hooks.beforeLayer(layer);
-    const input = { ...inputOf(this.#micro, microBatch), recomputeLayers: recompute };
+    const last = this.#micro.length - 1;
+    const told = toldBy(this.#hooks, { isFirst: this.#results.length === 0, isLast: () => this.#numBackward === last });
+    const input = { ...inputOf(this.#micro, microBatch), recomputeLayers: recompute, ...told };
     const forward = microForward(model, this.#config, hidden === null ? input : { ...input, hidden });
     this.#held.set(microBatch, forward);
     this.#results[microBatch] = forward.result;
@@ -130,8 +131,7 @@ class RunningStage implements PipelineStage, Disposable {
     this.#held.delete(microBatch);
     using _ = forward;
     const grad = forward.backward(hiddenGrad);
-    if (++this.#numBackward === this.#micro.length)
-      for (const layer of layerNumbers(this.#stage.model).toReversed()) this.#hooks.onGradients(layer);
+    if (++this.#numBackward === this.#micro.length) afterPasses(this.#stage.model, this.#hooks);
     return grad;
   }
 

@@ -19,6 +19,7 @@ import type { Engine, Tensor } from "../../tensor/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { equalSpeeds, intervalLength, partition, type Interval } from "../../util/partition.ts";
 import type { StepHooks } from "../executor.ts";
+import type { StepOptimizer } from "../ranks.ts";
 import { classOf, sharedHeads, type ParameterClass } from "./classes.ts";
 import type { RankPlace } from "./place.ts";
 
@@ -42,7 +43,7 @@ interface Reduction {
   done(): void;
 }
 
-export class RankOptimizer implements StepHooks, Disposable {
+export class RankOptimizer implements StepHooks, StepOptimizer {
   readonly #engine: Engine;
   readonly #place: RankPlace;
   readonly #config: ModelConfig;
@@ -221,6 +222,7 @@ export class RankOptimizer implements StepHooks, Disposable {
     for (const { parameter } of this.#held) if (parameter.parameter !== null) parameter.parameter.gradIsSet = false;
   }
   firstNonFinite(): string | null {
+    this.finishReductions();
     return this.#adamw.firstNonFinite();
   }
 
