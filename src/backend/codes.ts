@@ -22,6 +22,9 @@ export type Fp8FormatCode = (typeof fp8Formats)[keyof typeof fp8Formats];
 export const fp8Scalings = { tensor: 0, channel: 1, block128: 2 } as const;
 export type Fp8Scaling = keyof typeof fp8Scalings;
 export type Fp8ScalingCode = (typeof fp8Scalings)[Fp8Scaling];
+/** What one dynamic scale of activations belongs to: a token, 128 of its values, or all that a product is given at once. */
+export const activationScalings = ["token", "group128", "tensor"] as const;
+export type ActivationScaling = (typeof activationScalings)[number];
 /** Rows and columns of a scaled block. */
 export const fp8Block = 128;
 export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, i32: 4, f16: 2, fp8: 1 };

@@ -21,12 +21,14 @@ import { linearSignatures, type LinearKernels } from "./kernels-linear.ts";
 import { moeSignatures, type MoeKernels } from "./kernels-moe.ts";
 
 export {
+  activationScalings,
   dtypeBytes,
   dtypeCodes,
   fp8Block,
   fp8Formats,
   fp8Scalings,
   routerScorings,
+  type ActivationScaling,
   type DType,
   type DTypeCode,
   type Fp8FormatCode,
@@ -65,6 +67,7 @@ export const kernelSignatures = {
   cast: "ppnii",
   castToFp8: "ppnfii",
   castFromFp8: "ppnfii",
+  roundRowsToFp8: "ppnnni",
   fillF32: "pnf",
   copyRows: "ppnnnn",
   gatherRows: "pppnn",
@@ -212,6 +215,12 @@ export interface Kernels extends LinearKernels, MoeKernels {
   castToFp8(out: Ptr, x: Ptr, n: number, divisor: number, xDtype: DTypeCode, format: Fp8FormatCode): void;
   /** out[n] (f32 or bf16) = value of x (codes) * factor. */
   castFromFp8(out: Ptr, x: Ptr, n: number, factor: number, outDtype: DTypeCode, format: Fp8FormatCode): void;
+  /**
+   * out[M,K] (f32) = x (f32 or bf16) as E4M3 with dynamic scales holds it, scales applied: in each row every run of `group` values (from the
+   * first on; the last may be shorter) has a scale of its own, largest magnitude / 448 (f32, at least 2^-126; 1 where all are 0). A value is divided
+   * by it, rounded to nearest even and multiplied again, in f32; zeros keep no sign. A run that holds a NaN or an infinity becomes NaN.
+   */
+  roundRowsToFp8(out: Ptr, x: Ptr, M: number, K: number, group: number, xDtype: DTypeCode): void;
   fillF32(out: Ptr, n: number, value: number): void;
   /** Copies M rows of rowBytes bytes between buffers with byte strides. */
   copyRows(out: Ptr, x: Ptr, M: number, rowBytes: number, outStride: number, xStride: number): void;

@@ -1,7 +1,8 @@
 /** What most commands open first: an engine, a model, its tokenizer. */
+import { Option } from "commander";
 import { loadBackend } from "../backend/load.ts";
 import { loadTokenizer } from "../checkpoint/tokenizer.ts";
-import { loadModel, type Decoder, type ModelDType } from "../model/index.ts";
+import { activationChoices, loadModel, type ActivationChoice, type Decoder, type ModelDType } from "../model/index.ts";
 import { Engine } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
@@ -17,11 +18,15 @@ export interface Session extends Disposable {
 }
 
 /** Engine, model and tokenizer of a folder or GGUF file. The caller disposes the session. */
-export async function openSession(path: string, dtype: ModelDType | undefined): Promise<Session> {
+export async function openSession(
+  path: string,
+  dtype: ModelDType | undefined,
+  activations: ActivationChoice = "keep",
+): Promise<Session> {
   const tokenizer = await loadTokenizer(path);
   const engine = await openEngine();
   try {
-    const model = loadModel(engine, path, dtype === undefined ? {} : { dtype });
+    const model = loadModel(engine, path, { activations, ...(dtype === undefined ? {} : { dtype }) });
     return {
       engine,
       model,
@@ -35,6 +40,12 @@ export async function openSession(path: string, dtype: ModelDType | undefined): 
     engine[Symbol.dispose]();
     throw error;
   }
+}
+
+/** `--activations`: what to do with what is multiplied with FP8 matrices. */
+export function activationsOption(): Option {
+  const text = "before FP8 matrices: keep, or round to FP8 as the checkpoint's scheme, a token or a tensor at a time (as FP8 hardware would)";
+  return new Option("--activations <how>", text).choices(activationChoices).default("keep");
 }
 
 /** A model dtype given as an option. Throws `usage`. */

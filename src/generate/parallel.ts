@@ -9,7 +9,7 @@
  * ```
  */
 import { dtypeBytes } from "../backend/kernels.ts";
-import { huggingFacePieces, openModelSource, parameterSpecs, type ModelDType, type ModelSource } from "../model/index.ts";
+import { huggingFacePieces, openModelSource, parameterSpecs, type ActivationChoice, type ModelDType, type ModelSource } from "../model/index.ts";
 import { mayBeFp8 } from "../model/parameters.ts";
 import { startRanks, tensorParallelPlan, type MemoryFormat, type RankShare, type TensorParallelPlan } from "../parallel/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -27,29 +27,31 @@ export interface CutOptions {
   readonly cacheTokens?: number;
   readonly dtype?: ModelDType;
   readonly cacheDtype?: GenerateOptions["cacheDtype"];
+  readonly activations?: ActivationChoice;
 }
 
 /** A model with the plan of its ranks. */
 export interface CutModel {
   readonly path: string;
   readonly dtype: ModelDType;
+  readonly activations: ActivationChoice;
   readonly plan: TensorParallelPlan;
 }
 
 /** Plans from a model's configuration and the kind of its files; loads nothing. Throws as `openModelSource` and `tensorParallelPlan` do. */
-export function planModel(path: string, { dtype: wanted, cacheDtype, ...options }: CutOptions): CutModel {
+export function planModel(path: string, { dtype: wanted, cacheDtype, activations = "keep", ...options }: CutOptions): CutModel {
   using source = openModelSource(path);
   const dtype = wanted ?? source.dtype;
   const kvElementBytes = dtypeBytes[cacheDtype ?? dtype];
   const plan = tensorParallelPlan(source.config, { ...options, format: { ...formatOf(source, dtype), kvElementBytes } });
-  return { path, dtype, plan };
+  return { path, dtype, activations, plan };
 }
 
 /** FP8 where the first matrix of a layer that may be is. */
 function formatOf(source: ModelSource, dtype: ModelDType): MemoryFormat {
   const spec = parameterSpecs(source.config, dtype).find(mayBeFp8);
   const [piece] = spec === undefined ? [] : huggingFacePieces(spec, source.layout, source.config);
-  const scales = piece === undefined ? null : source.scales(piece.name);
+  const scales = piece === undefined ? null : source.scales(piece.name, piece);
   return scales === null ? { weights: dtype } : { weights: "fp8", scales: scales.scaling };
 }
 
@@ -63,6 +65,7 @@ export interface RankReport {
 export interface GenerateJob {
   readonly path: string;
   readonly dtype: ModelDType;
+  readonly activations: ActivationChoice;
   readonly shares: readonly RankShare[];
   readonly promptIds: readonly number[];
   readonly options: Omit<GenerateOptions, "signal">;
@@ -77,12 +80,12 @@ export interface GenerateReport {
  * (`communication` where one just ended).
  */
 export async function generateParallel(
-  { path, dtype, plan }: CutModel,
+  { path, dtype, activations, plan }: CutModel,
   promptIds: ArrayLike<number>,
   options: GenerateJob["options"],
   onText?: (text: string) => void,
 ): Promise<{ generation: Generation; ranks: RankReport[] }> {
-  const job: GenerateJob = { path, dtype, shares: plan.ranks.map(({ share }) => share), promptIds: Array.from(promptIds), options };
+  const job: GenerateJob = { path, dtype, activations, shares: plan.ranks.map(({ share }) => share), promptIds: Array.from(promptIds), options };
   const ranks = startRanks({
     size: plan.ranks.length,
     entry: new URL(`./rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),

@@ -16,7 +16,7 @@ export { inspectModel, type ModelReport, type TensorInfo } from "./inspect.ts";
 export { cacheDtypes, KvCache, type CacheDType, type CacheEntry, type KvCacheOptions } from "./kv-cache.ts";
 export { blockTokens, PagedCache, type PagedCacheOptions, type PagedEntry, type PagedSequence } from "./paged-cache.ts";
 export { exportModel, type ExportOptions, type ExportReport, type GgufExportType } from "./export.ts";
-export { loadModel, loadParameters, type LoadOptions } from "./load.ts";
+export { activationChoices, loadModel, loadParameters, type ActivationChoice, type LoadOptions } from "./load.ts";
 export { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";
 export {
   asParameter,

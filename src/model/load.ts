@@ -6,7 +6,7 @@
  * way. FP8 matrices stay one byte a weight, with their scales beside them. That the files fit the configuration is checked where they are opened (source.ts).
  */
 import type { MappedFile } from "../backend/backend.ts";
-import { dtypeBytes, type Fp8Scaling } from "../backend/kernels.ts";
+import { activationScalings, dtypeBytes, type Fp8Scaling } from "../backend/kernels.ts";
 import type { Engine, Tensor } from "../tensor/index.ts";
 import { fileError, MoeError } from "../util/errors.ts";
 import type { Interval } from "../util/partition.ts";
@@ -27,11 +27,19 @@ export interface LoadOptions {
   readonly mapped?: boolean;
   /** What to do with FP8 matrices: "keep" (default) their codes and scales, or make plain matrices of them. */
   readonly quantized?: "keep" | "dequantize";
+  /**
+   * What to do with what is multiplied with FP8 matrices: "keep" (default) it as it is, round it as the checkpoint's scheme says ("scheme"), or with
+   * dynamic scales of this kind. Rounding shows what engines with FP8 matrix units give; here it is neither faster nor better.
+   */
+  readonly activations?: ActivationChoice;
   /** What a rank of a group has of the model: it reads its own bytes only. Absent or null: all of it. */
   readonly shard?: ModelShard | null;
   /** What a stage of a pipeline has of it: it reads these layers only (`span.ts`). Absent: all. */
   readonly layers?: Interval;
 }
+
+export const activationChoices = ["keep", "scheme", ...activationScalings] as const;
+export type ActivationChoice = (typeof activationChoices)[number];
 
 /** Elements read and converted at once. */
 const chunkElements = 1 << 20;
@@ -68,8 +76,9 @@ export function loadParameters(
   engine: Engine,
   source: ModelSource,
   specs: readonly ParameterSpec[],
-  { mapped = true, quantized = mapped ? "keep" : "dequantize" }: LoadOptions = {},
+  { mapped = true, quantized = mapped ? "keep" : "dequantize", activations = "keep" }: LoadOptions = {},
 ): Map<string, Tensor> {
+  const rounding = activations === "keep" ? null : activations === "scheme" ? source.activations() : activations;
   const maps = mapped ? new FileMaps(engine) : null;
   const parameters = new Map<string, Tensor>();
   try {
@@ -79,7 +88,7 @@ export function loadParameters(
       const scaling = quantized === "keep" ? fp8ScalingOf(source, spec, whole) : null;
       const stored = scaling === null ? spec : { ...spec, dtype: "fp8" as const };
       const tensor = (maps === null ? null : mappedTensor(maps, source, stored, pieces)) ?? copiedTensor(engine, source, stored, pieces);
-      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, spec, scaling, whole) };
+      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, spec, scaling, whole), ...(rounding && { activations: rounding }) };
       if (spec.name.includes(".moe.router.")) requireFinite(source, pieces);
       if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);
@@ -150,14 +159,14 @@ type StoredSpec = Omit<ParameterSpec, "dtype"> & { readonly dtype: ModelDType | 
 /** The kind of scales of a matrix of a layer all of whose pieces are FP8 with the same kind; null for others, which become plain. */
 function fp8ScalingOf(source: ModelSource, spec: ParameterSpec, pieces: readonly Piece[]): Fp8Scaling | null {
   if (!mayBeFp8(spec)) return null;
-  const kinds = new Set(pieces.map(({ name }) => source.scales(name)?.scaling ?? null));
+  const kinds = new Set(pieces.map((piece) => source.scales(piece.name, piece)?.scaling ?? null));
   const [kind = null] = kinds;
   return kinds.size === 1 && kind !== null && scalesCanBeCut(spec, kind) ? kind : null;
 }
 
 /** The scales of the whole parameter's pieces, one after another, cut as the parameter is, as an f32 tensor of no scope. */
 function scalesTensor(engine: Engine, source: ModelSource, spec: ParameterSpec, scaling: Fp8Scaling, whole: readonly Piece[]): Tensor {
-  const all = whole.map(({ name }) => source.scales(name)?.values ?? new Float32Array(0));
+  const all = whole.map((piece) => source.scales(piece.name, piece)?.values ?? new Float32Array(0));
   const joined = new Float32Array(all.reduce((n, { length }) => n + length, 0));
   let at = 0;
   for (const part of all) {

@@ -9,6 +9,7 @@ import { MoeError } from "../util/errors.ts";
 import { batchOfDocuments } from "./batch.ts";
 import { Decoder } from "./decoder.ts";
 import { loadModel } from "./load.ts";
+import type { ModelDType } from "./parameters.ts";
 import type { QuantizedTensor, QuantizeReport } from "./quantize.ts";
 
 /** What quantizing did around one layer. */
@@ -25,6 +26,8 @@ export interface OutputErrors {
   /** exp of the mean cross-entropy of the text's tokens, in windows of at most 512. */
   readonly perplexityBefore: number;
   readonly perplexityAfter: number;
+  /** With activations rounded as the files say, which engines with FP8 matrix units do; null where they say nothing. */
+  readonly perplexityRounded: number | null;
   /** On the first tokens of the text. */
   readonly layers: readonly LayerError[];
 }
@@ -47,8 +50,15 @@ export function compareOutputs(engine: Engine, before: string, after: string, id
     numTokens: all.length,
     perplexityBefore: perplexity(plain, all),
     perplexityAfter: perplexity(quantized, all),
+    perplexityRounded: perplexityRounded(engine, after, plain.dtype, all),
     layers: layerErrors(plain, quantized, all),
   };
+}
+
+function perplexityRounded(engine: Engine, path: string, dtype: ModelDType, ids: Int32Array): number | null {
+  using rounded = loadModel(engine, path, { dtype, activations: "scheme" });
+  const isRounded = [...rounded.parameters.values()].some(({ scales }) => scales?.activations !== undefined);
+  return isRounded ? perplexity(rounded, ids) : null;
 }
 
 function perplexity(model: Decoder, ids: Int32Array): number {
@@ -166,7 +176,8 @@ export function suggestions({ scales, tensors }: Pick<QuantizeReport, "scales" |
     lines.push(
       `--ignore "model.layers.${layer}.*": alone in FP8 it moves the output by ${own.toExponential(1)} nats a token, far more than most layers`,
     );
-  return lines;
+  // Matrices of one stack have one name.
+  return [...new Set(lines)];
 }
 
 /** Matrices well below the median SQNR, the worst first. */

@@ -13,6 +13,7 @@ import { createModelWeights, type TensorDeclaration } from "../checkpoint/safete
 import type { TensorWriter } from "../checkpoint/tensor-file-writer.ts";
 import { toHuggingFaceConfig } from "../config/model-huggingface.ts";
 import {
+  checkActivations,
   checkLayout,
   defaultLayout,
   dequantize,
@@ -25,6 +26,7 @@ import {
   storedScaleShape,
   writeQuantizationConfig,
   type Fp8Layout,
+  type RecordedActivations,
 } from "../quant/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -32,7 +34,7 @@ import { writeDirectoryAtomically, writeFileAtomically } from "../util/files.ts"
 import { didYouMean } from "../util/nearest.ts";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { huggingFacePieces, type Piece } from "./names.ts";
+import { huggingFacePieces, type ExpertLayout, type Piece } from "./names.ts";
 import { mayBeFp8, parameterSpecs, type ParameterSpec } from "./parameters.ts";
 import { generationConfig } from "./save.ts";
 import { openModelSource, type ModelSource } from "./source.ts";
@@ -42,6 +44,13 @@ export interface QuantizeOptions {
   readonly scales?: Fp8Scaling;
   /** Names and configuration of the files. Default: compressed-tensors for channel scales, else huggingface. */
   readonly layout?: Fp8Layout;
+  /**
+   * How experts are written: one by one (default: everything reads that), or stacked as transformers has them in memory (`experts.gate_up_proj`
+   * [E, 2F, H] with `gate_up_proj_scale_inv`), in layout huggingface only.
+   */
+  readonly experts?: ExpertLayout;
+  /** What the files say of activations. Default: that they are rounded dynamically, as the layout has it. */
+  readonly activations?: RecordedActivations;
   /** Modules (Hugging Face names without `.weight`, `*` for any text) that stay bf16. */
   readonly ignore?: readonly string[];
   /** Largest sum of tensor bytes in one file. Default 5 GB. */
@@ -76,10 +85,12 @@ export interface QuantizeReport {
 /** Elements in memory at once, or one row where that is longer. */
 const chunkElements = 1 << 20;
 
-/** A tensor of the output, and where its elements come from. */
+/** A tensor of the output, or a matrix of a stacked one, and where its elements come from. */
 interface Planned {
   readonly spec: ParameterSpec;
   readonly piece: Piece;
+  /** Rows and columns of one matrix: what scales belong to. */
+  readonly matrix: readonly [N: number, K: number];
   /** How its matrix is written, or null for one that is not quantized. */
   readonly quantized: boolean;
   readonly dtype: "F32" | "BF16" | "F8_E4M3";
@@ -104,19 +115,24 @@ export function quantizeModel(
   const { scales: scaling = "channel" } = options;
   const layout = options.layout ?? defaultLayout(scaling);
   checkLayout(layout, scaling);
+  const { experts = "per-expert", activations = "dynamic" } = options;
+  checkActivations(layout, activations);
+  if (experts === "fused" && layout !== "huggingface")
+    throw new MoeError("unsupported", `fused experts in layout ${layout}: only layout huggingface has them`);
   if (existsSync(out)) throw new MoeError("usage", `${out}: expected a folder that does not exist yet`);
   using source = openModelSource(modelPath);
   const already = [...source.tensors.keys()].find((name) => source.scales(name) !== null);
   if (already !== undefined)
     throw new MoeError("unsupported", `${modelPath}: quantizing a model that is FP8 already (${already}); take the one it was made from`);
-  const plan = planTensors(source, options.ignore ?? []);
+  const plan = planTensors(source, experts, options.ignore ?? []);
+  if (experts === "fused") checkFused(source, plan, scaling);
   const report = writeDirectoryAtomically(out, (folder) => {
     using run = new Quantizer(engine, source, plan, { ...options, scaling, layout });
     const result = run.write(folder);
     const ignored = unquantizedModules(plan);
     const config = {
       ...toHuggingFaceConfig(source.config, "bfloat16"),
-      quantization_config: writeQuantizationConfig(layout, scaling, ignored),
+      quantization_config: writeQuantizationConfig(layout, scaling, ignored, activations),
     };
     writeFileAtomically(join(folder, "config.json"), `${JSON.stringify(config, null, 2)}\n`);
     writeFileAtomically(join(folder, "generation_config.json"), `${JSON.stringify(generationConfig(source.config), null, 2)}\n`);
@@ -136,19 +152,28 @@ function moduleOf(name: string): string {
   return name.replace(/\.weight$/, "");
 }
 
-function planTensors(source: ModelSource, ignore: readonly string[]): Planned[] {
+function planTensors(source: ModelSource, experts: ExpertLayout, ignore: readonly string[]): Planned[] {
   const used = new Set<string>();
   const modules: string[] = [];
   const plan = parameterSpecs(source.config, "bf16").flatMap((spec) =>
-    huggingFacePieces(spec, "per-expert", source.config).map((piece): Planned => {
+    huggingFacePieces(spec, experts, source.config).flatMap(matricesOf).map((piece): Planned => {
       const module = moduleOf(piece.name);
       if (mayBeFp8(spec)) modules.push(module);
       const kept = ignore.filter((pattern) => mayBeFp8(spec) && fits(pattern, module));
       for (const pattern of kept) used.add(pattern);
       const quantized = mayBeFp8(spec) && kept.length === 0;
-      return { spec, piece, quantized, dtype: quantized ? "F8_E4M3" : plainType(source, spec) };
+      const [K = 1, N = 1] = piece.shape.toReversed();
+      // Gate and up lie in one tensor, one after the other.
+      const matrix = [piece.name.endsWith(".gate_up_proj") ? N / 2 : N, K] as const;
+      return { spec, piece, matrix, quantized, dtype: quantized ? "F8_E4M3" : plainType(source, spec) };
     }),
   );
+  // A tensor is written from its first element to its last, and all of it at a time.
+  if (experts === "fused") {
+    const firstOf = new Map<string, number>();
+    for (const [index, { piece }] of plan.entries()) firstOf.set(piece.name, firstOf.get(piece.name) ?? index);
+    plan.sort((a, b) => (firstOf.get(a.piece.name) ?? 0) - (firstOf.get(b.piece.name) ?? 0) || a.piece.fileOffset - b.piece.fileOffset);
+  }
   const unused = ignore.find((pattern) => !used.has(pattern));
   if (unused !== undefined)
     throw new MoeError(
@@ -160,6 +185,32 @@ function planTensors(source: ModelSource, ignore: readonly string[]): Planned[] 
   return plan;
 }
 
+/** The matrices of a stack [E, N, K], one by one; anything else as it is. */
+function matricesOf(piece: Piece): Piece[] {
+  const [E = 1, N = 1, K = 1] = piece.shape;
+  if (piece.shape.length < 3 || piece.numElements < E * N * K) return [piece];
+  return Array.from({ length: E }, (_, e) => ({
+    ...piece,
+    fileOffset: piece.fileOffset + e * N * K,
+    offset: piece.offset + e * N * K,
+    numElements: N * K,
+  }));
+}
+
+/** Throws `unsupported` where stacked experts cannot be written so. */
+function checkFused(source: ModelSource, plan: readonly Planned[], scaling: Fp8Scaling): void {
+  const expertTensors = plan.filter(({ spec }) => spec.name.includes(".moe.experts."));
+  if (expertTensors.length === 0) throw new MoeError("usage", `fused experts: ${source.path} has no experts`);
+  const cut = expertTensors.find(({ piece, matrix: [N] }) => piece.name.endsWith(".gate_up_proj") && N % fp8Block !== 0);
+  if (scaling === "block128" && cut !== undefined)
+    throw new MoeError("unsupported", `fused experts with block128 scales: expected a width of whole blocks of ${fp8Block}, got ${cut.matrix[0]}`);
+  for (const { piece, quantized } of expertTensors) {
+    const prefix = piece.name.replace(/[^.]+$/, "");
+    if (expertTensors.some((other) => other.piece.name.startsWith(prefix) && other.quantized !== quantized))
+      throw new MoeError("unsupported", `ignore ${moduleOf(piece.name)}: stacked experts of a layer are quantized all or not at all (${prefix}*)`);
+  }
+}
+
 /** bf16 for matrices; small parameters keep f32 where they have it. */
 function plainType(source: ModelSource, spec: ParameterSpec): "F32" | "BF16" {
   if (spec.dtype !== "f32") return "BF16";
@@ -169,9 +220,11 @@ function plainType(source: ModelSource, spec: ParameterSpec): "F32" | "BF16" {
 
 /** Matrices of linear layers that are not FP8, as `quantization_config` lists them: routers and head too, which programs take for such. */
 function unquantizedModules(plan: readonly Planned[]): string[] {
-  return plan
-    .filter(({ quantized, piece, spec }) => !quantized && piece.shape.length === 2 && spec.name !== "embedding.weight")
-    .map(({ piece }) => moduleOf(piece.name));
+  const names = plan
+    .filter(({ quantized, piece, spec }) => !quantized && piece.shape.length >= 2 && spec.name !== "embedding.weight")
+    // Of a stack, the module that holds it.
+    .map(({ piece }) => (piece.shape.length === 2 ? moduleOf(piece.name) : piece.name.replace(/\.[^.]+$/, "")));
+  return [...new Set(names)];
 }
 
 interface RunOptions extends QuantizeOptions {
@@ -191,6 +244,8 @@ class Quantizer implements Disposable {
   readonly #tensors: QuantizedTensor[] = [];
   /** Largest magnitudes that were found early, by name: those of w3, which shares its scale with w1. */
   readonly #known = new Map<string, Float32Array>();
+  /** Scales of the matrices of a stack, which are written after it. */
+  readonly #held: Float32Array[] = [];
   #done = 0;
 
   constructor(engine: Engine, source: ModelSource, plan: readonly Planned[], options: RunOptions) {
@@ -206,12 +261,16 @@ class Quantizer implements Disposable {
   write(folder: string): Pick<QuantizeReport, "quantizedBytes" | "bf16Bytes" | "numBytes" | "tensors" | "ignored"> {
     const { layout, scaling, maxShardBytes, onProgress } = this.#options;
     const total = this.#plan.reduce((n, { piece }) => n + piece.numElements, 0);
-    const declarations = this.#plan.flatMap(({ piece: { name, shape }, dtype, quantized }): TensorDeclaration[] => {
+    const firsts = this.#plan.filter(({ piece: { fileOffset } }) => fileOffset === 0);
+    const declarations = firsts.flatMap(({ piece: { name, shape }, matrix: [N, K], dtype, quantized }): TensorDeclaration[] => {
       if (!quantized) return [{ name, dtype, shape }];
-      const [N = 1, K = 1] = shape;
+      const each = scaleShape(scaling, N, K);
+      const [E = 1, rows = N] = shape;
+      const stacked = [E, (rows / N) * (each[0] ?? 1), each[1] ?? 1];
+      const scales = shape.length === 3 ? stacked : storedScaleShape(layout, scaling, each);
       return [
         { name, dtype, shape },
-        { name: scaleName(name, layout), dtype: "F32", shape: storedScaleShape(layout, scaling, scaleShape(scaling, N, K)) },
+        { name: scaleName(name, layout), dtype: "F32", shape: scales },
       ];
     });
     using writer = createModelWeights(folder, declarations, maxShardBytes === undefined ? {} : { maxShardBytes });
@@ -236,8 +295,7 @@ class Quantizer implements Disposable {
   }
 
   /** Calls `visit` with runs of whole rows of a tensor, in order: values and the first element's index in it. */
-  #forEachChunk({ spec, piece }: Planned, visit: (values: Float32Array, from: number) => void): void {
-    const K = piece.shape.at(-1) ?? 1;
+  #forEachChunk({ spec, piece, matrix: [, K] }: Planned, visit: (values: Float32Array, from: number) => void): void {
     const step = Math.max(1, Math.floor(chunkElements / K)) * K;
     const stored = huggingFacePieces(spec, this.#source.layout, this.#source.config);
     const holder = stored.find(({ offset, numElements }) => offset <= piece.offset && piece.offset < offset + numElements);
@@ -254,7 +312,7 @@ class Quantizer implements Disposable {
     const known = this.#known.get(piece.name);
     if (known !== undefined) return known;
     const { scaling } = this.#options;
-    const [N = 1, K = 1] = piece.shape;
+    const [N, K] = planned.matrix;
     const largest = new Float32Array(numScales(scaling, N, K));
     this.#forEachChunk(planned, (values, from) => {
       noteLargest(largest, scaling, values, from / K, K, `${this.#source.path}: ${piece.name}`);
@@ -279,8 +337,8 @@ class Quantizer implements Disposable {
 
   #writeQuantized(planned: Planned, writer: TensorWriter): number {
     const { scaling, layout } = this.#options;
-    const { name, shape, numElements } = planned.piece;
-    const [, K = 1] = shape;
+    const { name, shape, fileOffset, numElements } = planned.piece;
+    const [N, K] = planned.matrix;
     const scales = this.#scales(planned);
     let [signal, noise] = [0, 0];
     const restored = new Float32Array(Math.min(this.#capacity, numElements));
@@ -295,9 +353,11 @@ class Quantizer implements Disposable {
         noise += (value - (back[i] ?? 0)) ** 2;
       }
     });
-    writer.write(scaleName(name, layout), new Uint8Array(scales.buffer));
+    this.#held.push(scales);
+    const isLast = fileOffset + numElements === shape.reduce((n, size) => n * size, 1);
+    if (isLast) for (const one of this.#held.splice(0)) writer.write(scaleName(name, layout), new Uint8Array(one.buffer, one.byteOffset, one.byteLength));
     this.#known.delete(name);
-    this.#tensors.push({ name, shape, sqnrDb: noise === 0 ? null : 10 * Math.log10(signal / noise) });
+    this.#tensors.push({ name, shape: [N, K], sqnrDb: noise === 0 ? null : 10 * Math.log10(signal / noise) });
     return numElements + scales.byteLength;
   }
 

@@ -5,6 +5,7 @@
  *
  * Not here: memory and engines (load.ts), what is in files that do not make a model (inspect.ts).
  */
+import type { ActivationScaling } from "../backend/kernels.ts";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { GgufWeights } from "../checkpoint/gguf-weights.ts";
@@ -14,13 +15,13 @@ import type { ModelWeights } from "../checkpoint/model-weights.ts";
 import { openModelWeights } from "../checkpoint/model-weights.ts";
 import { fromHuggingFaceConfig } from "../config/model-huggingface.ts";
 import type { ModelConfig } from "../config/model.ts";
-import { checkQuantizationConfig } from "../quant/index.ts";
+import { activationScheme, checkQuantizationConfig } from "../quant/index.ts";
 import { fileError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
 import { didYouMean } from "../util/nearest.ts";
 import { expertLayoutOf, huggingFacePieces, isIgnorableName, type ExpertLayout, type Piece } from "./names.ts";
 import { parameterSpecs, type ModelDType } from "./parameters.ts";
-import { StoredFp8, type StoredScales } from "./stored-fp8.ts";
+import { StoredFp8, type StoredRun, type StoredScales } from "./stored-fp8.ts";
 
 /** Bytes of a tensor that are stored exactly as a parameter of type `dtype` is. */
 export interface RawTensor {
@@ -44,8 +45,10 @@ export interface ModelSource extends Disposable {
   /** Nearest plain type to what matrices are stored in; F16 for quantized ones, whose scales have that type. */
   readonly storedAs: "F32" | "F16" | "BF16";
   readonly tensors: ReadonlyMap<string, { readonly shape: readonly number[] }>;
-  /** Scales of a matrix that is stored as FP8 codes, by its name; null for other tensors. */
-  scales(name: string): StoredScales | null;
+  /** How the files ask activations before FP8 matrices to be rounded; null: not at all. Throws `unsupported` where that is not known here. */
+  activations(): ActivationScaling | null;
+  /** Scales of a tensor that is stored as FP8 codes, or of a run of its matrices; null for other tensors, and for a run that cuts a block. */
+  scales(name: string, run?: StoredRun): StoredScales | null;
   /** Fills `into` with elements from element `from` on, converted to f32: of an FP8 matrix the weights, scales applied. */
   readFloat32(name: string, into: Float32Array, from: number): void;
   /** Null where the tensor is stored as something else than f32, bf16 or FP8 (E4M3) in our order. */
@@ -83,8 +86,9 @@ export function openModelSource(path: string): ModelSource {
   if (found.format === "gguf") return ggufSource(openGgufWeights(found.file));
   const { json, path: configPath } = readConfigJson(found.folder);
   const config = fromHuggingFaceConfig(json, configPath);
-  checkQuantizationConfig((json as Record<string, unknown>)["quantization_config"], configPath);
-  return safetensorsSource(openModelWeights(found.folder), config);
+  const quantization = (json as Record<string, unknown>)["quantization_config"];
+  checkQuantizationConfig(quantization, configPath);
+  return safetensorsSource(openModelWeights(found.folder), config, () => activationScheme(quantization, configPath));
 }
 
 /** What names the type of all matrices. */
@@ -96,10 +100,10 @@ function typeOf(stored: string | undefined): Pick<ModelSource, "dtype" | "stored
 }
 
 /** Takes ownership of `weights`, also when it throws. */
-function safetensorsSource(weights: ModelWeights, config: ModelConfig): ModelSource {
+function safetensorsSource(weights: ModelWeights, config: ModelConfig, activations: ModelSource["activations"]): ModelSource {
   return owned(weights, () => {
     const quantized = new StoredFp8(weights, config);
-    return safetensorsReader(weights, config, quantized, checkTensors(quantized.withoutScales, config));
+    return { ...safetensorsReader(weights, config, quantized, checkTensors(quantized.withoutScales, config)), activations };
   });
 }
 
@@ -110,14 +114,14 @@ function safetensorsReader(
   config: ModelConfig,
   quantized: StoredFp8,
   layout: ExpertLayout,
-): Omit<ModelSource, typeof Symbol.dispose> {
+): Omit<ModelSource, "activations" | typeof Symbol.dispose> {
   return {
     path: weights.path,
     config,
     layout,
     ...typeOf(weights.tensors.get(embedding)?.dtype),
     tensors: quantized.withoutScales.tensors,
-    scales: (name) => quantized.scales(name),
+    scales: (name, run) => quantized.scales(name, run),
     readFloat32: (name, into, from) => {
       if (weights.tensors.get(name)?.dtype === "F8_E4M3") quantized.readFloat32(name, into, from);
       else weights.readFloat32(name, into, from);
@@ -151,6 +155,7 @@ function ggufSource(weights: GgufWeights): ModelSource {
       layout,
       ...typeOf(weights.file.entry(weights.entry(embedding).ggufName).type),
       tensors: weights.tensors,
+      activations: () => null,
       scales: () => null,
       readFloat32: (name, into, from) => weights.readFloat32(name, into, from),
       raw: () => null,

@@ -5,9 +5,9 @@
  * is the factor itself, whatever its name says), one, or one a block of 128 x 128. `compressed-tensors`: its schemes FP8, FP8_DYNAMIC and
  * FP8_BLOCK, with `weight_scale` [N, 1] where rows have their own. `skywork`: `quant_method: "fp8"` as vLLM first read it and Skywork-MoE was
  * released in, one `weight_scale` a matrix, the same for w1 and w3 of an expert. Which tensors are quantized is read from the tensors; this
- * only refuses what would be read wrongly. Activations: "dynamic" is written; here they stay as they are (docs/quantization.md).
+ * only refuses what would be read wrongly, and says how activations are to be rounded (docs/quantization.md says when that is done).
  */
-import type { Fp8Scaling } from "../backend/kernels.ts";
+import type { ActivationScaling, Fp8Scaling } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
 
 export const fp8Layouts = ["huggingface", "compressed-tensors", "skywork"] as const;
@@ -42,8 +42,26 @@ function isObject(value: unknown): value is Json {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
+/**
+ * What files say of activations: that they are rounded to E4M3 as the layout has it (a scale a token; a scale a 128 values under block scales; in
+ * layout skywork one for all), with one scale for all that a product is given, or not at all. The last two can be said in compressed-tensors only.
+ */
+export const recordedActivations = ["dynamic", "tensor", "none"] as const;
+export type RecordedActivations = (typeof recordedActivations)[number];
+
+/** Throws `unsupported` where a layout cannot say so. */
+export function checkActivations(layout: Fp8Layout, activations: RecordedActivations): void {
+  if (activations !== "dynamic" && layout !== "compressed-tensors")
+    throw new MoeError("unsupported", `activations ${activations} in layout ${layout}: expected dynamic, or layout compressed-tensors`);
+}
+
 /** The value for `config.json`. `ignored` are modules (names without `.weight`) that stay as they were. */
-export function writeQuantizationConfig(layout: Fp8Layout, scaling: Fp8Scaling, ignored: readonly string[]): Json {
+export function writeQuantizationConfig(
+  layout: Fp8Layout,
+  scaling: Fp8Scaling,
+  ignored: readonly string[],
+  recorded: RecordedActivations = "dynamic",
+): Json {
   if (layout === "skywork") return { quant_method: "fp8", activation_scheme: "dynamic" };
   if (layout === "huggingface") {
     const block = scaling === "block128" ? { weight_block_size: [128, 128] } : { weight_block_size: null };
@@ -56,16 +74,43 @@ export function writeQuantizationConfig(layout: Fp8Layout, scaling: Fp8Scaling, 
     ...common,
     dynamic: true,
     observer: null,
-    ...(scaling === "block128" ? { strategy: "group", group_size: 128 } : { strategy: "token" }),
+    ...(recorded === "tensor"
+      ? { strategy: "tensor" }
+      : scaling === "block128"
+        ? { strategy: "group", group_size: 128 }
+        : { strategy: "token" }),
   };
   return {
     quant_method: "compressed-tensors",
     format: "float-quantized",
     quantization_status: "compressed",
-    config_groups: { group_0: { targets: ["Linear"], weights, input_activations: activations, output_activations: null } },
+    config_groups: { group_0: { targets: ["Linear"], weights, input_activations: recorded === "none" ? null : activations, output_activations: null } },
     kv_cache_scheme: null,
     ignore: ignored,
   };
+}
+
+/**
+ * How a `quantization_config` (checked before) asks activations to be rounded; null: not at all. Without `fmt`, `quant_method: fp8` is vLLM's first form of
+ * it, with one scale for all. Throws `unsupported` for static scales and other kinds, naming the file.
+ */
+export function activationScheme(value: unknown, path: string): ActivationScaling | null {
+  if (!isObject(value)) return null;
+  const refuse = (got: unknown): MoeError =>
+    new MoeError("unsupported", `${path}: quantization_config: expected dynamic activation scales of tokens, groups of 128 or tensors, got ${JSON.stringify(got)}`);
+  if (value["quant_method"] === "fp8") {
+    const { activation_scheme: scheme = "dynamic", weight_block_size: block = null, fmt } = value;
+    if (scheme !== "dynamic") throw refuse(scheme);
+    return block !== null ? "group128" : fmt === undefined ? "tensor" : "token";
+  }
+  const [group] = Object.values(isObject(value["config_groups"]) ? value["config_groups"] : {});
+  const activations = isObject(group) ? group["input_activations"] : null;
+  if (!isObject(activations)) return null;
+  const { dynamic, strategy, group_size: size, num_bits: bits, type } = activations;
+  if (dynamic !== true || bits !== 8 || type !== "float") throw refuse(activations);
+  if (strategy === "token" || strategy === "tensor") return strategy;
+  if (strategy === "group" && size === 128) return "group128";
+  throw refuse(activations);
 }
 
 /** Throws `unsupported` for quantization that is not FP8 as described above, naming the file and the setting. Absent or null is none. */

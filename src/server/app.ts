@@ -77,8 +77,8 @@ function addHooks(app: FastifyInstance, context: ServerContext, checkKey: (autho
     counted.add(request);
     try {
       checkKey(request.headers.authorization);
-      if (state.draining) throw new ApiError(503, "the server is shutting down", { code: "shutting_down", retryAfter: 5 });
       if (context.engine.death !== null) throw new ApiError(503, `the engine is gone: ${context.engine.death}`, { code: "engine_gone" });
+      if (state.draining) throw new ApiError(503, "the server is shutting down", { code: "shutting_down", retryAfter: 5 });
       if (state.requests > limits.maxRequests)
         throw new ApiError(429, `${limits.maxRequests} requests are under way`, { code: "too_many_requests", retryAfter: 1 });
       done();

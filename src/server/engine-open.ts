@@ -2,7 +2,7 @@
 import { numParams } from "../config/model-counts.ts";
 import type { ModelConfig } from "../config/model.ts";
 import { planModel, type CutModel } from "../generate/parallel.ts";
-import { blockTokens, loadModel, openModelSource, PagedCache, type CacheDType, type Decoder } from "../model/index.ts";
+import { blockTokens, loadModel, openModelSource, PagedCache, type CacheDType, type Decoder, type LoadOptions } from "../model/index.ts";
 import { ModelDrafter, NgramDrafter, type Drafter, type ServingEngine, type ServingOptions } from "../serve/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -29,11 +29,16 @@ export function servingOptions(config: ModelConfig, settings: EngineSettings, mo
   };
 }
 
+/** How the served model is loaded. */
+export function loadOptions({ dtype, activations = "keep" }: EngineSettings): LoadOptions {
+  return { activations, ...(dtype === null ? {} : { dtype }) };
+}
+
 /** The model that guesses, if the settings name one; the caller disposes it. Throws `usage` where its vocabulary is another. */
 export function openDraftModel(engine: Engine, settings: EngineSettings, config: ModelConfig): Decoder | null {
   const { draftModel = null } = settings;
   if (draftModel === null) return null;
-  const draft = loadModel(engine, draftModel, settings.dtype === null ? {} : { dtype: settings.dtype });
+  const draft = loadModel(engine, draftModel, loadOptions(settings));
   if (draft.config.vocabSize === config.vocabSize) return draft;
   draft[Symbol.dispose]();
   throw new MoeError(

@@ -11,7 +11,7 @@ import { ServingEngine } from "../serve/index.ts";
 import { Engine } from "../tensor/index.ts";
 import { MoeError } from "../util/errors.ts";
 import { EngineHost } from "./engine-host.ts";
-import { drafterOf, modelInfo, openDraftModel, planServing, servingOptions } from "./engine-open.ts";
+import { drafterOf, loadOptions, modelInfo, openDraftModel, planServing, servingOptions } from "./engine-open.ts";
 import { servingJob } from "./serving-rank.ts";
 import type { EngineSettings, FromEngine, TensorParallelSettings, ToEngine } from "./protocol.ts";
 
@@ -22,7 +22,7 @@ function post(message: FromEngine): void {
 async function serve(settings: EngineSettings): Promise<void> {
   const tokenizer = await loadTokenizer(settings.modelPath);
   using engine = new Engine(await loadBackend());
-  using model = loadModel(engine, settings.modelPath, settings.dtype === null ? {} : { dtype: settings.dtype });
+  using model = loadModel(engine, settings.modelPath, loadOptions(settings));
   const options = servingOptions(model.config, settings, model.dtype);
   using draft = openDraftModel(engine, settings, model.config);
   using serving = new ServingEngine(model, tokenizer, { ...options, ...drafterOf(settings, draft, options, model.config) });

@@ -22,7 +22,7 @@ const main = document.querySelector("main");
 const form = document.querySelector("form");
 const input = document.querySelector("textarea");
 const send = document.querySelector("#send");
-const messages = [];
+let messages = [];
 let abort = null;
 
 function show(role, text) {
@@ -50,6 +50,8 @@ async function* eventsOf(body) {
   }
 }
 async function answer() {
+  // Of the conversation that asked: there may be a new one when the answer ends.
+  const own = messages;
   const controller = new AbortController();
   busy(controller);
   const article = show("assistant", "");
@@ -59,7 +61,7 @@ async function answer() {
       headers: { "content-type": "application/json" },
       signal: controller.signal,
       body: JSON.stringify({
-        messages,
+        messages: own,
         stream: true,
         temperature: Number(document.querySelector("#temperature").value),
         max_tokens: Number(document.querySelector("#max").value),
@@ -72,11 +74,11 @@ async function answer() {
       main.scrollTop = main.scrollHeight;
     }
   } catch (error) {
-    if (error.name !== "AbortError") show("error", error.message);
+    if (error.name !== "AbortError" && own === messages) show("error", error.message);
   }
   if (article.textContent === "") article.remove();
-  else messages.push({ role: "assistant", content: article.textContent });
-  busy(null);
+  else own.push({ role: "assistant", content: article.textContent });
+  if (abort === controller) busy(null);
 }
 form.addEventListener("submit", (event) => {
   event.preventDefault();
@@ -96,7 +98,8 @@ input.addEventListener("keydown", (event) => {
 });
 document.querySelector("#new").addEventListener("click", () => {
   abort?.abort();
-  messages.length = 0;
+  busy(null);
+  messages = [];
   main.replaceChildren();
 });
 `;

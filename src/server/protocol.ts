@@ -3,7 +3,7 @@
  * time is on the engine's side: templates, tokenizing, schemas, the model.
  */
 import type { SamplingOptions } from "../generate/index.ts";
-import type { CacheDType } from "../model/index.ts";
+import type { ActivationChoice, CacheDType } from "../model/index.ts";
 import type { ServingStats } from "../serve/index.ts";
 import type { ErrorData } from "./errors.ts";
 
@@ -12,6 +12,8 @@ export interface EngineSettings {
   readonly modelPath: string;
   readonly dtype: "f32" | "bf16" | null;
   readonly cacheDtype: CacheDType | null;
+  /** What is done to what FP8 matrices are multiplied with. Absent: nothing. */
+  readonly activations?: ActivationChoice;
   /** Sequences that run at once. */
   readonly maxBatch: number;
   /** Tokens of prompt and output; null: what the model was made for. */

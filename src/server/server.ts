@@ -42,9 +42,9 @@ export async function startServer(options: ServeOptions): Promise<RunningServer>
       options.onDeath?.(message, exitCode);
     },
   };
-  const { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate, draftModel = null, tp = null } = options;
+  const { modelPath, dtype, cacheDtype, activations = "keep", maxContext, cacheBytes, speculate, draftModel = null, tp = null } = options;
   const engine = await startEngine(
-    { modelPath, dtype, cacheDtype, maxContext, cacheBytes, speculate, draftModel, tp, maxBatch: limits.maxBatch },
+    { modelPath, dtype, cacheDtype, activations, maxContext, cacheBytes, speculate, draftModel, tp, maxBatch: limits.maxBatch },
     observer,
   );
   try {

@@ -8,7 +8,7 @@ import { Lockstep, TensorGroup, type Communicator, type RankShare } from "../par
 import { ServingEngine } from "../serve/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { EngineHost } from "./engine-host.ts";
-import { drafterOf, modelInfo, openDraftModel, servingOptions, type ServingPlan } from "./engine-open.ts";
+import { drafterOf, loadOptions, modelInfo, openDraftModel, servingOptions, type ServingPlan } from "./engine-open.ts";
 import type { EngineSettings, FromEngine, RankHolding, ToEngine } from "./protocol.ts";
 
 /** The same for all ranks. Plain data. */
@@ -43,7 +43,7 @@ export async function runServingRank(engine: Engine, communicator: Communicator,
   const { settings, dtype, shares } = job;
   const { backend } = engine;
   const tokenizer = await loadTokenizer(settings.modelPath);
-  using model = loadModel(engine, settings.modelPath, { dtype, shard: { group: new TensorGroup(engine, communicator), shares } });
+  using model = loadModel(engine, settings.modelPath, { ...loadOptions(settings), dtype, shard: { group: new TensorGroup(engine, communicator), shares } });
   const options = servingOptions(model.config, settings, model.dtype);
   using draft = openDraftModel(engine, settings, model.config);
   const drafter = drafterOf(settings, draft, options, model.config);

@@ -5,7 +5,7 @@
  *
  * Autograd identifies a value by `valueId`: views of all elements share it, so their gradients are one buffer.
  */
-import { dtypeBytes, type DType, type Fp8Scaling, type Ptr } from "../backend/kernels.ts";
+import { dtypeBytes, type ActivationScaling, type DType, type Fp8Scaling, type Ptr } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
 import type { Engine } from "./engine.ts";
 
@@ -58,6 +58,8 @@ export interface ParameterState {
 export interface WeightScales {
   readonly scaling: Fp8Scaling;
   readonly values: Tensor;
+  /** How what is multiplied with the weight is rounded to E4M3 before; absent: not at all. */
+  readonly activations?: ActivationScaling;
 }
 
 export class Tensor implements Disposable {
@@ -129,7 +131,7 @@ export class Tensor implements Disposable {
     const handle = new Tensor(this.engine, this.storage.retain(), this.byteOffset, this.shape, this.dtype, this.valueId);
     handle.requiresGrad = this.requiresGrad;
     handle.parameter = this.parameter;
-    if (this.scales !== null) handle.scales = { scaling: this.scales.scaling, values: this.scales.values.retain() };
+    if (this.scales !== null) handle.scales = { ...this.scales, values: this.scales.values.retain() };
     return handle;
   }
   #share(byteOffset: number, shape: Shape, valueId: number): Tensor {

@@ -44,6 +44,29 @@ export function castFromFp8(
   memory.store(out, values, outDtype);
 }
 
+export function roundRowsToFp8(
+  memory: ReferenceMemory,
+  out: Ptr,
+  x: Ptr,
+  M: number,
+  K: number,
+  group: number,
+  xDtype: DTypeCode,
+): void {
+  const values = memory.load(x, M * K, xDtype);
+  for (let row = 0; row < M; row++) {
+    for (let k = 0; k < K; k += group) {
+      const run = values.subarray(row * K + k, row * K + Math.min(K, k + group));
+      const most = run.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
+      const scale = most === 0 ? 1 : Math.max(Math.fround(most / 448), 2 ** -126);
+      for (const [i, value] of run.entries())
+        // Plus 0: zeros keep no sign.
+        run[i] = Number.isFinite(most) ? Math.fround(decodeFp8("e4m3", encodeFp8("e4m3", Math.fround(value / scale))) * scale) + 0 : Number.NaN;
+    }
+  }
+  if (M * K > 0) memory.storeF32(out, values);
+}
+
 /** Number of scales of a matrix [N, K]. */
 function numScales(N: number, K: number, scaling: Fp8ScalingCode): number {
   if (scaling === fp8Scalings.tensor) return 1;

@@ -15,7 +15,7 @@ import { attentionBackward, attentionForward, attentionPagedForward } from "./at
 import { combineBackward, combineForward, dispatchPlan, permuteBackward } from "./dispatch.ts";
 import { accumulate, add, addBias, allFinite, cast, copyRows, fillF32, gatherRows, scale, sumSquares } from "./elementwise.ts";
 import { embeddingBackward, embeddingForward } from "./embedding.ts";
-import { castFromFp8, castToFp8, groupedLinearFp8Forward, linearFp8Forward, linearFp8ForwardMany } from "./fp8.ts";
+import { castFromFp8, castToFp8, groupedLinearFp8Forward, linearFp8Forward, linearFp8ForwardMany, roundRowsToFp8 } from "./fp8.ts";
 import { jitter, sigmoidGateBackward, sigmoidGateForward, tanhBackward, tanhForward } from "./gate.ts";
 import {
   groupedLinearBackwardInput,
@@ -81,6 +81,7 @@ export const referenceKernels = {
   cast,
   castToFp8,
   castFromFp8,
+  roundRowsToFp8,
   fillF32,
   copyRows,
   gatherRows,

@@ -1,11 +1,11 @@
 /** `moe chat`: a conversation on the terminal, or line by line from a pipe. */
 import { createInterface } from "node:readline";
 import { Option, type Command } from "commander";
-import { blockTokens, cacheDtypes, PagedCache, type CacheDType } from "../../model/index.ts";
+import { blockTokens, cacheDtypes, PagedCache, type ActivationChoice, type CacheDType } from "../../model/index.ts";
 import { ChatSession, ServingEngine } from "../../serve/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
-import { modelDtype, openSession } from "../session.ts";
+import { activationsOption, modelDtype, openSession } from "../session.ts";
 
 interface ChatFlags {
   readonly system?: string;
@@ -19,6 +19,7 @@ interface ChatFlags {
   readonly seed: number;
   readonly dtype?: string;
   readonly kvDtype?: CacheDType;
+  readonly activations: ActivationChoice;
 }
 
 export function addChat(program: Command): void {
@@ -37,11 +38,12 @@ export function addChat(program: Command): void {
     .option("--seed <n>", "seed of the sampler", wholeNumber(0), 0)
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
     .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
+    .addOption(activationsOption())
     .action(chat);
 }
 
 async function chat(path: string, flags: ChatFlags): Promise<void> {
-  using session = await openSession(path, modelDtype(flags.dtype));
+  using session = await openSession(path, modelDtype(flags.dtype), flags.activations);
   const { model, tokenizer } = session;
   if (tokenizer.chatTemplate === undefined)
     throw new MoeError("usage", `chat: ${path} has no chat template: it was not trained to converse (moe generate continues a text)`);

@@ -2,10 +2,11 @@
 import { basename, join, resolve } from "node:path";
 import type { Command } from "commander";
 import { chooseTasks, evaluateTasks, outputFolder, tableRows, writeEvaluation, type EvalProgress } from "../../eval/index.ts";
+import type { ActivationChoice } from "../../model/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, wholeNumber } from "../options.ts";
 import { formatTable, Output, type Progress } from "../output.ts";
-import { modelDtype, openSession } from "../session.ts";
+import { activationsOption, modelDtype, openSession } from "../session.ts";
 
 interface EvalFlags {
   readonly tasks?: string;
@@ -20,6 +21,7 @@ interface EvalFlags {
   readonly maxLength?: number;
   readonly seed: number;
   readonly dtype?: string;
+  readonly activations: ActivationChoice;
   readonly json?: boolean;
 }
 
@@ -40,6 +42,7 @@ export function addEval(program: Command): void {
     .option("--max-length <n>", "tokens that the model sees at most (default: its positions)", wholeNumber(1))
     .option("--seed <n>", "seed of the examples that are drawn at random", wholeNumber(0), 1234)
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
+    .addOption(activationsOption())
     .option("--json", "print one JSON object")
     .action(evaluate);
 }
@@ -55,7 +58,7 @@ async function evaluate(path: string, flags: EvalFlags): Promise<void> {
   // A misspelt task is found before a large model is loaded.
   chooseTasks(tasks);
   const output = new Output({ json: flags.json === true });
-  using session = await openSession(path, modelDtype(flags.dtype));
+  using session = await openSession(path, modelDtype(flags.dtype), flags.activations);
   const modelName = basename(resolve(path));
   const folder = outputPath === undefined ? null : outputFolder(outputPath, modelName);
   const watch = new Watch(output);

@@ -3,13 +3,13 @@ import { Option, type Command } from "commander";
 import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
 import { generateText, type Generation } from "../../generate/index.ts";
 import { describePlan, generateParallel, gigabytes, planModel, type RankReport } from "../../generate/parallel.ts";
-import { cacheDtypes, type CacheDType } from "../../model/index.ts";
+import { cacheDtypes, type ActivationChoice, type CacheDType } from "../../model/index.ts";
 import { encodeChat } from "../../tokenizer/chat.ts";
 import { MoeError } from "../../util/errors.ts";
 import type { Tokenizer } from "../../tokenizer/tokenizer.ts";
 import { decimal, numbers, wholeNumber } from "../options.ts";
 import { Output } from "../output.ts";
-import { modelDtype, openSession } from "../session.ts";
+import { activationsOption, modelDtype, openSession } from "../session.ts";
 
 interface GenerateFlags {
   readonly prompt?: string;
@@ -23,6 +23,7 @@ interface GenerateFlags {
   readonly stop?: string[];
   readonly dtype?: string;
   readonly kvDtype?: CacheDType;
+  readonly activations: ActivationChoice;
   readonly tp?: number;
   readonly tpWeights?: number[];
   readonly tpMemory?: number[];
@@ -45,6 +46,7 @@ export function addGenerate(program: Command): void {
     .option("--stop <text...>", "end before this text")
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
     .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
+    .addOption(activationsOption())
     .option("--tp <n>", "cut the model over n ranks, threads of this process, and print the plan", wholeNumber(1))
     .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
     .option("--tp-memory <list>", "GB that each rank can hold, for example 24,24,16 (default: no limit)", numbers(0))
@@ -73,7 +75,7 @@ async function generate(path: string, flags: GenerateFlags): Promise<void> {
 async function generateAlone(path: string, flags: GenerateFlags, output: Output): Promise<Generation> {
   if (flags.tpWeights !== undefined || flags.tpMemory !== undefined)
     throw new MoeError("usage", "generate: --tp-weights and --tp-memory are of the ranks of --tp <n>, which is not given");
-  using session = await openSession(path, modelDtype(flags.dtype));
+  using session = await openSession(path, modelDtype(flags.dtype), flags.activations);
   const { model, tokenizer } = session;
   const prompt = encodePrompt(tokenizer, flags);
   const { maxPositions } = model.config;
@@ -107,6 +109,7 @@ async function generateOnRanks(
     ...(weights && { weights }),
     ...(tpMemory && { memoryBytes: tpMemory.map((gigabytes) => gigabytes * 1e9) }),
     ...(dtype && { dtype }),
+    activations: flags.activations,
     ...(cacheDtype && { cacheDtype }),
   });
   for (const line of describePlan(cut.plan)) output.log(line);

@@ -3,8 +3,8 @@ import { readFileSync } from "node:fs";
 import { Option, type Command } from "commander";
 import { fp8Scalings, type Fp8Scaling } from "../../backend/kernels.ts";
 import { copyTokenizer, loadTokenizer } from "../../checkpoint/tokenizer.ts";
-import { compareOutputs, quantizeModel, suggestions, type OutputErrors, type QuantizeReport } from "../../model/index.ts";
-import { fp8Layouts, type Fp8Layout } from "../../quant/index.ts";
+import { compareOutputs, quantizeModel, suggestions, type ExpertLayout, type OutputErrors, type QuantizeReport } from "../../model/index.ts";
+import { fp8Layouts, recordedActivations, type Fp8Layout, type RecordedActivations } from "../../quant/index.ts";
 import { systemError } from "../../util/files.ts";
 import { collected } from "../options.ts";
 import { formatBytes, Output } from "../output.ts";
@@ -14,6 +14,8 @@ interface QuantizeFlags {
   readonly format: "fp8";
   readonly scales: Fp8Scaling;
   readonly layout?: Fp8Layout;
+  readonly experts: ExpertLayout;
+  readonly activations: RecordedActivations;
   readonly ignore: readonly string[];
   readonly probe?: string;
   readonly report: boolean;
@@ -33,6 +35,16 @@ export function addQuantize(program: Command): void {
         fp8Layouts,
       ),
     )
+    .addOption(
+      new Option("--experts <how>", "experts one by one, or fused as transformers has them in memory (layout huggingface)")
+        .choices(["per-expert", "fused"])
+        .default("per-expert"),
+    )
+    .addOption(
+      new Option("--activations <how>", "what the files say of activations: rounded dynamically as the layout has it, by tensor, or not at all")
+        .choices(recordedActivations)
+        .default("dynamic"),
+    )
     .option("--ignore <pattern>", "modules that stay bf16, such as '*.o_proj' or 'model.layers.0.*'; repeatable", collected, [])
     .option("--probe <file>", "text that both models are compared on (default: a page of English and Chinese)")
     .option("--no-report", "do not compare the outputs of both models afterwards")
@@ -49,11 +61,11 @@ async function run(model: string, out: string, flags: QuantizeFlags): Promise<vo
   const tokenizer = await loadTokenizer(model);
   using engine = await openEngine();
   const progress = output.progress("quantizing", 100);
-  const { scales, layout, ignore } = flags;
+  const { scales, layout, experts, activations, ignore } = flags;
   const onProgress = (done: number, total: number): void => {
     progress.update(Math.floor((100 * done) / total), "%");
   };
-  const options = { scales, ignore, onProgress, ...(layout === undefined ? {} : { layout }) };
+  const options = { scales, experts, activations, ignore, onProgress, ...(layout === undefined ? {} : { layout }) };
   const report = quantizeModel(engine, model, out, options, (folder) => {
     copyTokenizer(model, folder, tokenizer);
   });
@@ -86,6 +98,9 @@ function describe(report: QuantizeReport, outputs: OutputErrors | null, advice: 
       ? ["outputs not compared"]
       : [
           `perplexity on ${outputs.numTokens} tokens: ${outputs.perplexityBefore.toFixed(4)} before, ${outputs.perplexityAfter.toFixed(4)} after (${(100 * (outputs.perplexityAfter / outputs.perplexityBefore - 1)).toFixed(2)}%)`,
+          ...(outputs.perplexityRounded === null
+            ? []
+            : [`with activations rounded to FP8, as engines with FP8 matrix units do: ${outputs.perplexityRounded.toFixed(4)}`]),
           `error of the hidden states, layer by layer: ${outputs.layers.map(({ relativeError }) => `${(100 * relativeError).toFixed(1)}%`).join(" ")}`,
           `divergence of the output with one layer in FP8, 1e-6 nats a token: ${outputs.layers.map(({ divergence }) => (1e6 * divergence).toFixed(0)).join(" ")}`,
         ]),

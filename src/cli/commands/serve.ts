@@ -2,12 +2,12 @@
 import { basename, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { describePlan, gigabytes } from "../../generate/parallel.ts";
-import { cacheDtypes, type CacheDType } from "../../model/index.ts";
+import { cacheDtypes, type ActivationChoice, type CacheDType } from "../../model/index.ts";
 import { makeLog, planServing, startServer, type EngineSettings, type TensorParallelSettings } from "../../server/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { decimal, numbers, wholeNumber } from "../options.ts";
 import { formatBytes, formatCount, Output } from "../output.ts";
-import { modelDtype } from "../session.ts";
+import { activationsOption, modelDtype } from "../session.ts";
 import { version } from "../version.ts";
 
 interface ServeFlags {
@@ -21,6 +21,7 @@ interface ServeFlags {
   readonly drainTimeout: number;
   readonly dtype?: string;
   readonly kvDtype?: CacheDType;
+  readonly activations: ActivationChoice;
   readonly kvMemory?: number;
   readonly speculate?: "ngram";
   readonly draftModel?: string;
@@ -46,6 +47,7 @@ export function addServe(program: Command): void {
     .option("--drain-timeout <seconds>", "at the end, answers under way get so long", decimal(0), 30)
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
     .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
+    .addOption(activationsOption())
     .option(
       "--kv-memory <MiB>",
       "memory of the KV cache (default: what max-batch contexts need, half of what is free at most)",
@@ -88,6 +90,7 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     modelPath,
     dtype,
     cacheDtype: flags.kvDtype ?? null,
+    activations: flags.activations,
     maxBatch: flags.maxBatch,
     maxContext: flags.maxContext ?? null,
     cacheBytes: flags.kvMemory === undefined ? null : flags.kvMemory * 2 ** 20,

@@ -28,16 +28,31 @@ function scalesOf(operation: string, w: Tensor): CheckedScales {
   return { ptr: values.ptr, code: fp8Scalings[scaling] };
 }
 
+/**
+ * f32 of x's shape: x as E4M3 with dynamic scales would hold it, scales applied. It is f32 also for bf16 x, because a code times a scale is no bf16: the
+ * product is then that of engines with FP8 matrix units but for the rounding of f32 sums. Where a weight asks for nothing, x itself.
+ */
+function roundedActivations(x: Tensor, { scales }: Tensor): Tensor {
+  if (scales?.activations === undefined || x.size === 0) return x;
+  const { engine } = x;
+  const K = scales.activations === "tensor" ? x.size : x.dim(-1);
+  const out = engine.empty(x.shape, "f32");
+  const group = scales.activations === "group128" ? fp8Block : K;
+  engine.backend.kernels.roundRowsToFp8(out.ptr, x.ptr, x.size / K, K, group, computeCode("linear", "x", x));
+  return out;
+}
+
 /** `linear` with an fp8 weight; operands are checked already. */
 export function linearFp8(x: Tensor, w: Tensor, bias: Tensor | null, outDtype: DType): Tensor {
   const [N, K] = [w.dim(0), w.dim(1)];
   const scales = scalesOf("linear", w);
   const { engine } = x;
   const out = engine.empty([...x.shape.slice(0, -1), N], outDtype);
-  const [xCode, outCode] = [computeCode("linear", "x", x), computeCode("linear", "outDtype", out)];
+  const given = roundedActivations(x, w);
+  const [xCode, outCode] = [computeCode("linear", "x", given), computeCode("linear", "outDtype", out)];
   const M = K === 0 ? out.size / Math.max(1, N) : x.size / K;
   const { kernels } = engine.backend;
-  kernels.linearFp8Forward(out.ptr, x.ptr, w.ptr, scales.ptr, bias?.ptr ?? 0, M, N, K, xCode, scales.code, outCode);
+  kernels.linearFp8Forward(out.ptr, given.ptr, w.ptr, scales.ptr, bias?.ptr ?? 0, M, N, K, xCode, scales.code, outCode);
   return out;
 }
 
@@ -45,7 +60,8 @@ export function linearFp8(x: Tensor, w: Tensor, bias: Tensor | null, outDtype: D
 export function linearManyFp8(x: Tensor, layers: readonly LinearOperand[]): Tensor[] {
   const { engine } = x;
   const K = x.dim(-1);
-  const xCode = computeCode("linearMany", "x", x);
+  const outCode = computeCode("linearMany", "x", x);
+  const given = layers[0] === undefined ? x : roundedActivations(x, layers[0].weight_NK);
   const out = layers.map(({ weight_NK }) => engine.empty([...x.shape.slice(0, -1), weight_NK.dim(0)], x.dtype));
   const scales = layers.map(({ weight_NK }) => scalesOf("linearMany", weight_NK));
   const [a, b, c] = layers;
@@ -56,16 +72,16 @@ export function linearManyFp8(x: Tensor, layers: readonly LinearOperand[]): Tens
   ];
   engine.backend.kernels.linearFp8ForwardMany(
     ...ptrs(out),
-    x.ptr,
+    given.ptr,
     ...ptrs(layers.map(({ weight_NK }) => weight_NK)),
     ...ptrs(scales),
     ...([a?.bias_N?.ptr ?? 0, b?.bias_N?.ptr ?? 0, c?.bias_N?.ptr ?? 0] as const),
     K === 0 ? 0 : x.size / K,
     ...([a?.weight_NK.dim(0) ?? 0, b?.weight_NK.dim(0) ?? 0, c?.weight_NK.dim(0) ?? 0] as const),
     K,
-    xCode,
+    computeCode("linearMany", "x", given),
     scales[0]?.code ?? fp8Scalings.tensor,
-    xCode,
+    outCode,
   );
   return out;
 }
@@ -76,7 +92,8 @@ export function groupedLinearFp8(x: Tensor, w: Tensor, offsets: Tensor): Tensor 
   const scales = scalesOf("groupedLinear", w);
   const { engine } = x;
   const out = engine.empty([x.dim(0), N], x.dtype);
-  const code = dtypeCodes[x.dtype];
-  engine.backend.kernels.groupedLinearFp8Forward(out.ptr, x.ptr, w.ptr, scales.ptr, offsets.ptr, E, N, K, code, scales.code, code);
+  const given = roundedActivations(x, w);
+  const [xCode, outCode] = [dtypeCodes[given.dtype], dtypeCodes[x.dtype]];
+  engine.backend.kernels.groupedLinearFp8Forward(out.ptr, given.ptr, w.ptr, scales.ptr, offsets.ptr, E, N, K, xCode, scales.code, outCode);
   return out;
 }

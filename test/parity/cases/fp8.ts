@@ -130,6 +130,46 @@ function castCases(format: "e4m3" | "e5m2"): Case[] {
   ];
 }
 
+/** Rows of activations: spread over many powers of two, with zeros, subnormal codes, ties and rows of zeros or of tiny values. */
+function roundRowsCases(): Case[] {
+  const make = (M: number, K: number, group: number, type: FloatType, change: (values: Float64Array) => void = () => undefined): Case => {
+    const random = new Random(M * 977 + K + group);
+    const values = random.normal(M * K, type).map((value, i) => value * 2 ** ((i % 23) - 14));
+    change(values);
+    const x = input(type, values);
+    return {
+      kernel: "roundRowsToFp8",
+      title: `M${M} K${K} group${group} ${type}`,
+      args: [output("f32", M * K, { kind: "exact" }), x, M, K, group, { dtypeOf: x }],
+    };
+  };
+  // With 448 in it a run has scale 1: every code, every middle between two, and the floats beside them.
+  const finite = Array.from(fp8Values("e4m3")).filter((value) => Number.isFinite(value) && value >= 0);
+  const edges = finite.flatMap((value, i) => {
+    const middle = (value + (finite[i + 1] ?? value)) / 2;
+    return [value, -value, middle, -middle, middle * (1 + 2 ** -23), middle * (1 - 2 ** -23)];
+  });
+  return [
+    make(0, 5, 5, "f32"),
+    make(3, 0, 1, "f32"),
+    ...floatTypes.flatMap((type) => [
+      make(1, 1, 1, type),
+      make(5, 131, 131, type),
+      make(3, 576, 576, type),
+      make(3, 300, 128, type),
+      make(1, 2 * 1536, 2 * 1536, type),
+      make(17, 40, 16, type),
+    ]),
+    make(1, edges.length, edges.length, "f32", (values) => values.set(edges)),
+    make(4, 16, 16, "f32", (values) => {
+      values.fill(0, 0, 16);
+      values.fill(1e-40, 16, 32);
+      values[40] = Number.NaN;
+      values[50] = Number.NEGATIVE_INFINITY;
+    }),
+  ];
+}
+
 const shapes: readonly Shape[] = [
   [0, 5, 7],
   [3, 0, 5],
@@ -164,6 +204,7 @@ export function fp8Cases(): Case[] {
   return [
     ...castCases("e4m3"),
     ...castCases("e5m2"),
+    ...roundRowsCases(),
     ...shapes.flatMap((shape) =>
       scalings.flatMap((scaling) => floatTypes.map((type) => linearFp8Case(shape, type, type, scaling, shape.N % 2 === 1))),
     ),
