@@ -18,11 +18,7 @@ export interface Session extends Disposable {
 }
 
 /** Engine, model and tokenizer of a folder or GGUF file. The caller disposes the session. */
-export async function openSession(
-  path: string,
-  dtype: ModelDType | undefined,
-  activations: ActivationChoice = "keep",
-): Promise<Session> {
+export async function openSession(path: string, dtype: ModelDType | undefined, activations: ActivationChoice = "keep"): Promise<Session> {
   const tokenizer = await loadTokenizer(path);
   const engine = await openEngine();
   try {
@@ -44,7 +40,8 @@ export async function openSession(
 
 /** `--activations`: what to do with what is multiplied with FP8 matrices. */
 export function activationsOption(): Option {
-  const text = "before FP8 matrices: keep, or round to FP8 as the checkpoint's scheme, a token or a tensor at a time (as FP8 hardware would)";
+  const text =
+    "before FP8 matrices: keep, or round to FP8 as the checkpoint's scheme, a token or a tensor at a time (as FP8 hardware would)";
   return new Option("--activations <how>", text).choices(activationChoices).default("keep");
 }
 

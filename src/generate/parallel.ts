@@ -9,7 +9,14 @@
  * ```
  */
 import { dtypeBytes } from "../backend/kernels.ts";
-import { huggingFacePieces, openModelSource, parameterSpecs, type ActivationChoice, type ModelDType, type ModelSource } from "../model/index.ts";
+import {
+  huggingFacePieces,
+  openModelSource,
+  parameterSpecs,
+  type ActivationChoice,
+  type ModelDType,
+  type ModelSource,
+} from "../model/index.ts";
 import { mayBeFp8 } from "../model/parameters.ts";
 import { startRanks, tensorParallelPlan, type MemoryFormat, type RankShare, type TensorParallelPlan } from "../parallel/index.ts";
 import { MoeError } from "../util/errors.ts";
@@ -85,7 +92,14 @@ export async function generateParallel(
   options: GenerateJob["options"],
   onText?: (text: string) => void,
 ): Promise<{ generation: Generation; ranks: RankReport[] }> {
-  const job: GenerateJob = { path, dtype, activations, shares: plan.ranks.map(({ share }) => share), promptIds: Array.from(promptIds), options };
+  const job: GenerateJob = {
+    path,
+    dtype,
+    activations,
+    shares: plan.ranks.map(({ share }) => share),
+    promptIds: Array.from(promptIds),
+    options,
+  };
   const ranks = startRanks({
     size: plan.ranks.length,
     entry: new URL(`./rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),

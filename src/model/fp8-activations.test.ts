@@ -51,7 +51,10 @@ function goldenValues(): { readonly x: Float32Array; readonly w: Float32Array } 
 }
 /** The FP8 weight [N, K] (or [1, N, K]) with channel scales. */
 function weight(engine: Engine, w: Float32Array, activations: ActivationScaling, shape: readonly number[]): Tensor {
-  const scales = Float32Array.from({ length: N }, (_, n) => w.subarray(n * K, (n + 1) * K).reduce((most, v) => Math.max(most, Math.abs(v)), 0) / 448);
+  const scales = Float32Array.from(
+    { length: N },
+    (_, n) => w.subarray(n * K, (n + 1) * K).reduce((most, v) => Math.max(most, Math.abs(v)), 0) / 448,
+  );
   const codes = Uint8Array.from(w, (value, i) => encodeFp8("e4m3", Math.fround(value / (scales[Math.floor(i / K)] ?? 1))));
   const tensor = engine.empty(shape, "fp8");
   engine.backend.write(tensor.ptr, codes);
@@ -91,7 +94,14 @@ describe.each(activationScalings)("one scale a %s", (scheme) => {
 function logitsOf(model: Decoder): Float32Array {
   const { engine, config } = model;
   return engine.scope(() => {
-    const batch = batchOfDocuments(engine, [[1, 5, 9, 2, 7], [3, 3]], { vocabSize: config.vocabSize });
+    const batch = batchOfDocuments(
+      engine,
+      [
+        [1, 5, 9, 2, 7],
+        [3, 3],
+      ],
+      { vocabSize: config.vocabSize },
+    );
     return model.logits(model.forwardHidden(batch).hidden_TH).toFloat32Array();
   });
 }
@@ -144,18 +154,28 @@ test("with a scale a token, a token's logits do not depend on its neighbours; wi
       return model.logits(hidden_TH, [hidden_TH.dim(0) - 1]).toFloat32Array();
     });
   };
-  const [alone, beside] = [[[3, 3, 8]], [[1, 5, 9, 2, 7], [3, 3, 8]]];
+  const [alone, beside] = [
+    [[3, 3, 8]],
+    [
+      [1, 5, 9, 2, 7],
+      [3, 3, 8],
+    ],
+  ];
   expect(lastOf(beside, "token")).toEqual(lastOf(alone, "token"));
   expect(lastOf(beside, "tensor")).not.toEqual(lastOf(alone, "tensor"));
   using model = loadModel(engineOfAny, out, { activations: "tensor" });
   const tokenizer = { endIds: new Set<number>() } as unknown as Tokenizer;
-  expect(() => new ServingEngine(model, tokenizer, { cacheBytes: 1 << 20 })).toThrow(/one activation scale for all tokens .* round by token/);
+  expect(() => new ServingEngine(model, tokenizer, { cacheBytes: 1 << 20 })).toThrow(
+    /one activation scale for all tokens .* round by token/,
+  );
 });
 
 test("what files cannot say is refused, and static scales are not taken for dynamic ones", () => {
   const quantize = (layout: "huggingface" | "skywork", activations: "tensor" | "none"): void =>
     void quantizeModel(engineOfAny, goldenFolder("llama2"), join(folder, "no"), { layout, scales: "tensor", activations });
-  expect(() => quantize("huggingface", "none")).toThrow(/activations none in layout huggingface: expected dynamic, or layout compressed-tensors/);
+  expect(() => quantize("huggingface", "none")).toThrow(
+    /activations none in layout huggingface: expected dynamic, or layout compressed-tensors/,
+  );
   expect(() => quantize("skywork", "tensor")).toThrow(/activations tensor in layout skywork/);
   const out = join(folder, "fp8");
   quantizeModel(engineOfAny, goldenFolder("llama2"), out, { layout: "huggingface", scales: "tensor" });

@@ -25,7 +25,16 @@ afterAll(() => {
 });
 
 function savedModel(architecture: "mixtral" | "qwen3_moe", expertFfnSize = 128): string {
-  const size = { vocabSize: 61, hiddenSize: 192, ffnSize: expertFfnSize, numLayers: 2, numHeads: 4, numKvHeads: 2, headDim: 48, maxPositions: 64 };
+  const size = {
+    vocabSize: 61,
+    hiddenSize: 192,
+    ffnSize: expertFfnSize,
+    numLayers: 2,
+    numHeads: 4,
+    numKvHeads: 2,
+    headDim: 48,
+    maxPositions: 64,
+  };
   const moe = { ...plainRouting, numExperts: 3, topK: 2, expertFfnSize };
   const preset = modelPresets["mixtral-8x7b"];
   const config: ModelConfig = { ...preset, ...size, architecture, moe, initStd: 0.1, qkNorm: architecture === "mixtral" ? "none" : "head" };
@@ -52,14 +61,24 @@ function readAll(path: string): Map<string, Contents> {
 function rewrite(path: string, change: (tensors: Map<string, Contents>) => void): void {
   const tensors = readAll(path);
   change(tensors);
-  using writer = createModelWeights(path, [...tensors].map(([name, { dtype, shape }]) => ({ name, dtype, shape })));
+  using writer = createModelWeights(
+    path,
+    [...tensors].map(([name, { dtype, shape }]) => ({ name, dtype, shape })),
+  );
   for (const [name, { bytes }] of tensors) writer.write(name, bytes);
   writer.commit();
 }
 function logitsAt(path: string, quantized: "keep" | "dequantize" = "keep"): Float32Array {
   using model = loadModel(engine, path, { dtype: "f32", quantized });
   return engine.scope(() => {
-    const batch = batchOfDocuments(engine, [[1, 5, 9, 2, 7], [3, 3]], model.config);
+    const batch = batchOfDocuments(
+      engine,
+      [
+        [1, 5, 9, 2, 7],
+        [3, 3],
+      ],
+      model.config,
+    );
     return model.logits(model.forwardHidden(batch).hidden_TH).toFloat32Array();
   });
 }
@@ -75,8 +94,14 @@ test.each(["tensor", "block128"] as const)("%s scales: the same codes, scales an
     const tensors = readAll(fused);
     const stored = [`${layer}.gate_up_proj`, `${layer}.down_proj`].map((name) => [tensors.get(name), tensors.get(`${name}_scale_inv`)]);
     expect(stored.map((pair) => pair.map((one) => [one?.dtype, one?.shape]))).toEqual([
-      [["F8_E4M3", [3, 256, 192]], ["F32", scales === "tensor" ? [3, 2, 1] : [3, 2, 2]]],
-      [["F8_E4M3", [3, 192, 128]], ["F32", scales === "tensor" ? [3, 1, 1] : [3, 2, 1]]],
+      [
+        ["F8_E4M3", [3, 256, 192]],
+        ["F32", scales === "tensor" ? [3, 2, 1] : [3, 2, 2]],
+      ],
+      [
+        ["F8_E4M3", [3, 192, 128]],
+        ["F32", scales === "tensor" ? [3, 1, 1] : [3, 2, 1]],
+      ],
     ]);
     using model = loadModel(engine, fused);
     for (const part of ["gate", "up", "down"]) {
@@ -112,10 +137,16 @@ test("one scale for gate and up together, and scales of every row, are read", ()
     return { dtype: "F32", shape, bytes: new Uint8Array(values.buffer) };
   };
   rewrite(fused, (tensors) => {
-    tensors.set(`${layer}.gate_up_proj_scale_inv`, f32([3, 1, 1], (e) => (e + 1) / 1000));
+    tensors.set(
+      `${layer}.gate_up_proj_scale_inv`,
+      f32([3, 1, 1], (e) => (e + 1) / 1000),
+    );
   });
   rewrite(other, (tensors) => {
-    tensors.set(`${layer}.gate_up_proj_scale_inv`, f32([3, 256, 1], (i) => (Math.floor(i / 256) + 1) / 1000));
+    tensors.set(
+      `${layer}.gate_up_proj_scale_inv`,
+      f32([3, 256, 1], (i) => (Math.floor(i / 256) + 1) / 1000),
+    );
   });
   using model = loadModel(engine, other);
   expect(model.parameters.get("layers.0.moe.experts.up")?.scales?.scaling).toBe("channel");
@@ -128,8 +159,10 @@ test("what stacked experts cannot be is refused", () => {
   const plain = savedModel("mixtral");
   const odd = savedModel("mixtral", 160);
   const out = join(folder, "no");
-  const quantize = (from: string, options: Parameters<typeof quantizeModel>[3]): (() => unknown) => () =>
-    quantizeModel(engine, from, out, { experts: "fused", layout: "huggingface", scales: "tensor", ...options });
+  const quantize =
+    (from: string, options: Parameters<typeof quantizeModel>[3]): (() => unknown) =>
+    () =>
+      quantizeModel(engine, from, out, { experts: "fused", layout: "huggingface", scales: "tensor", ...options });
   expect(quantize(odd, { scales: "block128" })).toThrow(/width of whole blocks of 128, got 160/);
   expect(quantize(plain, { layout: "compressed-tensors", scales: "channel" })).toThrow(/fused experts in layout compressed-tensors/);
   expect(quantize(plain, { ignore: ["*.down_proj"] })).toThrow(/quantized all or not at all/);
@@ -137,11 +170,13 @@ test("what stacked experts cannot be is refused", () => {
   for (const [change, message] of [
     [(t: Map<string, Contents>) => void t.delete(`${layer}.down_proj_scale_inv`), /scales of the FP8 matrix .*down_proj .* got none/],
     [
-      (t: Map<string, Contents>) => void t.set(`${layer}.down_proj_scale_inv`, { dtype: "F32", shape: [3, 7, 1], bytes: new Uint8Array(84) }),
+      (t: Map<string, Contents>) =>
+        void t.set(`${layer}.down_proj_scale_inv`, { dtype: "F32", shape: [3, 7, 1], bytes: new Uint8Array(84) }),
       /down_proj_scale_inv of shape \[3, 1, 1\], \[3, 192, 1\] or \[3, 2, 1\] for .* got \[3, 7, 1\]/,
     ],
     [
-      (t: Map<string, Contents>) => new Float32Array(t.get(`${layer}.gate_up_proj_scale_inv`)?.bytes.buffer ?? new ArrayBuffer(24)).fill(Number.NaN),
+      (t: Map<string, Contents>) =>
+        new Float32Array(t.get(`${layer}.gate_up_proj_scale_inv`)?.bytes.buffer ?? new ArrayBuffer(24)).fill(Number.NaN),
       /finite scales in .*gate_up_proj_scale_inv, got NaN/,
     ],
   ] as const) {

@@ -88,7 +88,8 @@ export function loadParameters(
       const scaling = quantized === "keep" ? fp8ScalingOf(source, spec, whole) : null;
       const stored = scaling === null ? spec : { ...spec, dtype: "fp8" as const };
       const tensor = (maps === null ? null : mappedTensor(maps, source, stored, pieces)) ?? copiedTensor(engine, source, stored, pieces);
-      if (scaling !== null) tensor.scales = { scaling, values: scalesTensor(engine, source, spec, scaling, whole), ...(rounding && { activations: rounding }) };
+      if (scaling !== null)
+        tensor.scales = { scaling, values: scalesTensor(engine, source, spec, scaling, whole), ...(rounding && { activations: rounding }) };
       if (spec.name.includes(".moe.router.")) requireFinite(source, pieces);
       if (spec.trains) asParameter(tensor, spec.name).requiresGrad = !mapped;
       parameters.set(spec.name, tensor);

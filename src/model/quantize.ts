@@ -156,17 +156,19 @@ function planTensors(source: ModelSource, experts: ExpertLayout, ignore: readonl
   const used = new Set<string>();
   const modules: string[] = [];
   const plan = parameterSpecs(source.config, "bf16").flatMap((spec) =>
-    huggingFacePieces(spec, experts, source.config).flatMap(matricesOf).map((piece): Planned => {
-      const module = moduleOf(piece.name);
-      if (mayBeFp8(spec)) modules.push(module);
-      const kept = ignore.filter((pattern) => mayBeFp8(spec) && fits(pattern, module));
-      for (const pattern of kept) used.add(pattern);
-      const quantized = mayBeFp8(spec) && kept.length === 0;
-      const [K = 1, N = 1] = piece.shape.toReversed();
-      // Gate and up lie in one tensor, one after the other.
-      const matrix = [piece.name.endsWith(".gate_up_proj") ? N / 2 : N, K] as const;
-      return { spec, piece, matrix, quantized, dtype: quantized ? "F8_E4M3" : plainType(source, spec) };
-    }),
+    huggingFacePieces(spec, experts, source.config)
+      .flatMap(matricesOf)
+      .map((piece): Planned => {
+        const module = moduleOf(piece.name);
+        if (mayBeFp8(spec)) modules.push(module);
+        const kept = ignore.filter((pattern) => mayBeFp8(spec) && fits(pattern, module));
+        for (const pattern of kept) used.add(pattern);
+        const quantized = mayBeFp8(spec) && kept.length === 0;
+        const [K = 1, N = 1] = piece.shape.toReversed();
+        // Gate and up lie in one tensor, one after the other.
+        const matrix = [piece.name.endsWith(".gate_up_proj") ? N / 2 : N, K] as const;
+        return { spec, piece, matrix, quantized, dtype: quantized ? "F8_E4M3" : plainType(source, spec) };
+      }),
   );
   // A tensor is written from its first element to its last, and all of it at a time.
   if (experts === "fused") {
@@ -203,11 +205,17 @@ function checkFused(source: ModelSource, plan: readonly Planned[], scaling: Fp8S
   if (expertTensors.length === 0) throw new MoeError("usage", `fused experts: ${source.path} has no experts`);
   const cut = expertTensors.find(({ piece, matrix: [N] }) => piece.name.endsWith(".gate_up_proj") && N % fp8Block !== 0);
   if (scaling === "block128" && cut !== undefined)
-    throw new MoeError("unsupported", `fused experts with block128 scales: expected a width of whole blocks of ${fp8Block}, got ${cut.matrix[0]}`);
+    throw new MoeError(
+      "unsupported",
+      `fused experts with block128 scales: expected a width of whole blocks of ${fp8Block}, got ${cut.matrix[0]}`,
+    );
   for (const { piece, quantized } of expertTensors) {
     const prefix = piece.name.replace(/[^.]+$/, "");
     if (expertTensors.some((other) => other.piece.name.startsWith(prefix) && other.quantized !== quantized))
-      throw new MoeError("unsupported", `ignore ${moduleOf(piece.name)}: stacked experts of a layer are quantized all or not at all (${prefix}*)`);
+      throw new MoeError(
+        "unsupported",
+        `ignore ${moduleOf(piece.name)}: stacked experts of a layer are quantized all or not at all (${prefix}*)`,
+      );
   }
 }
 
@@ -355,7 +363,9 @@ class Quantizer implements Disposable {
     });
     this.#held.push(scales);
     const isLast = fileOffset + numElements === shape.reduce((n, size) => n * size, 1);
-    if (isLast) for (const one of this.#held.splice(0)) writer.write(scaleName(name, layout), new Uint8Array(one.buffer, one.byteOffset, one.byteLength));
+    if (isLast)
+      for (const one of this.#held.splice(0))
+        writer.write(scaleName(name, layout), new Uint8Array(one.buffer, one.byteOffset, one.byteLength));
     this.#known.delete(name);
     this.#tensors.push({ name, shape: [N, K], sqnrDb: noise === 0 ? null : 10 * Math.log10(signal / noise) });
     return numElements + scales.byteLength;

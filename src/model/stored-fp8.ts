@@ -105,7 +105,10 @@ export class StoredFp8 {
     const kind = of.length === 2 ? kindOfMatrix(shape, of) : kindOfStack(shape, of, matrix.endsWith("gate_up_proj"));
     if (kind === null) {
       const [K = 0, N = 0, ...stack] = of.toReversed();
-      const [most, blocks] = [[...stack, N, 1], [...stack, Math.ceil(N / fp8Block), Math.ceil(K / fp8Block)]];
+      const [most, blocks] = [
+        [...stack, N, 1],
+        [...stack, Math.ceil(N / fp8Block), Math.ceil(K / fp8Block)],
+      ];
       const one = stack.length === 0 ? "[]" : `[${[...stack, 1, 1].join(", ")}]`;
       const expected = `${name} of shape ${one}, [${most.join(", ")}] or [${blocks.join(", ")}] for ${matrix} [${of.join(", ")}]`;
       throw fileError(path, expected, `[${shape.join(", ")}]`);

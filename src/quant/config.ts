@@ -84,7 +84,9 @@ export function writeQuantizationConfig(
     quant_method: "compressed-tensors",
     format: "float-quantized",
     quantization_status: "compressed",
-    config_groups: { group_0: { targets: ["Linear"], weights, input_activations: recorded === "none" ? null : activations, output_activations: null } },
+    config_groups: {
+      group_0: { targets: ["Linear"], weights, input_activations: recorded === "none" ? null : activations, output_activations: null },
+    },
     kv_cache_scheme: null,
     ignore: ignored,
   };
@@ -97,7 +99,10 @@ export function writeQuantizationConfig(
 export function activationScheme(value: unknown, path: string): ActivationScaling | null {
   if (!isObject(value)) return null;
   const refuse = (got: unknown): MoeError =>
-    new MoeError("unsupported", `${path}: quantization_config: expected dynamic activation scales of tokens, groups of 128 or tensors, got ${JSON.stringify(got)}`);
+    new MoeError(
+      "unsupported",
+      `${path}: quantization_config: expected dynamic activation scales of tokens, groups of 128 or tensors, got ${JSON.stringify(got)}`,
+    );
   if (value["quant_method"] === "fp8") {
     const { activation_scheme: scheme = "dynamic", weight_block_size: block = null, fmt } = value;
     if (scheme !== "dynamic") throw refuse(scheme);

@@ -62,7 +62,10 @@ export class ServingEngine implements Disposable {
         `serving: a KV cache of ${cacheBytes} bytes holds no block of ${blockTokens} tokens (${blockBytes} bytes)`,
       );
     if ([...model.parameters.values()].some(({ scales }) => scales?.activations === "tensor"))
-      throw new MoeError("unsupported", "serving with one activation scale for all tokens of a step: answers would depend on each other; round by token");
+      throw new MoeError(
+        "unsupported",
+        "serving with one activation scale for all tokens of a step: answers would depend on each other; round by token",
+      );
     this.model = model;
     this.tokenizer = tokenizer;
     this.maxContext = Math.min(maxContext, numBlocks * blockTokens);

@@ -43,7 +43,11 @@ export async function runServingRank(engine: Engine, communicator: Communicator,
   const { settings, dtype, shares } = job;
   const { backend } = engine;
   const tokenizer = await loadTokenizer(settings.modelPath);
-  using model = loadModel(engine, settings.modelPath, { ...loadOptions(settings), dtype, shard: { group: new TensorGroup(engine, communicator), shares } });
+  using model = loadModel(engine, settings.modelPath, {
+    ...loadOptions(settings),
+    dtype,
+    shard: { group: new TensorGroup(engine, communicator), shares },
+  });
   const options = servingOptions(model.config, settings, model.dtype);
   using draft = openDraftModel(engine, settings, model.config);
   const drafter = drafterOf(settings, draft, options, model.config);

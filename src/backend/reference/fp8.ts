@@ -44,15 +44,7 @@ export function castFromFp8(
   memory.store(out, values, outDtype);
 }
 
-export function roundRowsToFp8(
-  memory: ReferenceMemory,
-  out: Ptr,
-  x: Ptr,
-  M: number,
-  K: number,
-  group: number,
-  xDtype: DTypeCode,
-): void {
+export function roundRowsToFp8(memory: ReferenceMemory, out: Ptr, x: Ptr, M: number, K: number, group: number, xDtype: DTypeCode): void {
   const values = memory.load(x, M * K, xDtype);
   for (let row = 0; row < M; row++) {
     for (let k = 0; k < K; k += group) {
@@ -61,7 +53,9 @@ export function roundRowsToFp8(
       const scale = most === 0 ? 1 : Math.max(Math.fround(most / 448), 2 ** -126);
       for (const [i, value] of run.entries())
         // Plus 0: zeros keep no sign.
-        run[i] = Number.isFinite(most) ? Math.fround(decodeFp8("e4m3", encodeFp8("e4m3", Math.fround(value / scale))) * scale) + 0 : Number.NaN;
+        run[i] = Number.isFinite(most)
+          ? Math.fround(decodeFp8("e4m3", encodeFp8("e4m3", Math.fround(value / scale))) * scale) + 0
+          : Number.NaN;
     }
   }
   if (M * K > 0) memory.storeF32(out, values);

@@ -3,7 +3,14 @@ import { readFileSync } from "node:fs";
 import { Option, type Command } from "commander";
 import { fp8Scalings, type Fp8Scaling } from "../../backend/kernels.ts";
 import { copyTokenizer, loadTokenizer } from "../../checkpoint/tokenizer.ts";
-import { compareOutputs, quantizeModel, suggestions, type ExpertLayout, type OutputErrors, type QuantizeReport } from "../../model/index.ts";
+import {
+  compareOutputs,
+  quantizeModel,
+  suggestions,
+  type ExpertLayout,
+  type OutputErrors,
+  type QuantizeReport,
+} from "../../model/index.ts";
 import { fp8Layouts, recordedActivations, type Fp8Layout, type RecordedActivations } from "../../quant/index.ts";
 import { systemError } from "../../util/files.ts";
 import { collected } from "../options.ts";
@@ -41,7 +48,10 @@ export function addQuantize(program: Command): void {
         .default("per-expert"),
     )
     .addOption(
-      new Option("--activations <how>", "what the files say of activations: rounded dynamically as the layout has it, by tensor, or not at all")
+      new Option(
+        "--activations <how>",
+        "what the files say of activations: rounded dynamically as the layout has it, by tensor, or not at all",
+      )
         .choices(recordedActivations)
         .default("dynamic"),
     )

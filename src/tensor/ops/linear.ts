@@ -69,7 +69,9 @@ export function linearMany(x: Tensor, layers: readonly LinearOperand[]): Tensor[
   if (x.shape.at(-1) !== K) throw shapeError("linearMany", "x", `[.., ${K}] for w [${a.weight_NK.dim(0)}, ${K}]`, x);
   const { dtype, scales } = a.weight_NK;
   // Some of them kept out of quantization, say: one by one then.
-  const alike = layers.every(({ weight_NK: w }) => w.dtype === dtype && w.scales?.scaling === scales?.scaling && w.scales?.activations === scales?.activations);
+  const alike = layers.every(
+    ({ weight_NK: w }) => w.dtype === dtype && w.scales?.scaling === scales?.scaling && w.scales?.activations === scales?.activations,
+  );
   if (engine.tape !== null || !alike) return layers.map(({ weight_NK, bias_N }) => linear(x, weight_NK, bias_N));
   const xCode = computeCode("linearMany", "x", x);
   for (const { weight_NK, bias_N } of layers) {
