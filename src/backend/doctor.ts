@@ -4,6 +4,7 @@
  * it is missing, as every first use does).
  */
 import { execFile } from "node:child_process";
+import { existsSync } from "node:fs";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { promisify } from "node:util";
 import { MoeError } from "../util/errors.ts";
@@ -67,6 +68,24 @@ async function nativeIsasHere(env: NodeJS.ProcessEnv): Promise<readonly string[]
   }
 }
 
+/** Whether ranks can be processes: `mpirun`, and our library, which needs MPI's. Loads it, starts nothing. */
+async function findMpi(env: NodeJS.ProcessEnv): Promise<FoundTool> {
+  const mpirun = await findTool(["mpirun", "mpiexec"], env);
+  if (!mpirun.found) return mpirun;
+  const { mpiLibraryPath } = await import("./native/library.ts");
+  const path = mpiLibraryPath(env);
+  if (!existsSync(path)) return { found: false, detail: `${mpirun.detail}, but ${path} is not built (it needs mpicc)` };
+  try {
+    (await import("koffi")).default.load(path);
+    return { found: true, detail: `${mpirun.detail}, usable: mpirun -n <ranks> npx moe train ...` };
+  } catch (error) {
+    return {
+      found: false,
+      detail: `${mpirun.detail}, but ${path} does not load: ${error instanceof Error ? error.message : String(error)}`,
+    };
+  }
+}
+
 function advise(report: Omit<DoctorReport, "advice">, forced: boolean, threadsAsked: number): string[] {
   const advice: string[] = [];
   if (report.engine !== "native" && forced && report.isasAvailable.length > 0) {
@@ -77,7 +96,10 @@ function advise(report: Omit<DoctorReport, "advice">, forced: boolean, threadsAs
     advice.push("Run npm run build:native and read its error: a compiler is here, but the native engine does not load.");
   }
   if (threadsAsked < report.numCpus) advice.push(`Only ${threadsAsked} of ${report.numCpus} processors are in use: unset MOE_THREADS.`);
-  if (!report.mpi.found) advice.push("Install Open MPI (Debian: apt install openmpi-bin libopenmpi-dev) to run on more than one machine.");
+  if (!report.mpi.found)
+    advice.push(
+      "Install Open MPI (Debian: apt install openmpi-bin libopenmpi-dev) and run npm run build:native to train on more than one machine.",
+    );
   return advice;
 }
 
@@ -93,11 +115,7 @@ export async function diagnose(options: BackendOptions = {}, env: NodeJS.Process
   const { backend, forced, passedOver } = choice;
   try {
     const compilers = env["CC"] ? [env["CC"]] : ["cc", "gcc", "clang"];
-    const [compiler, mpi, isasAvailable] = await Promise.all([
-      findTool(compilers, env),
-      findTool(["mpirun", "mpiexec"], env),
-      nativeIsasHere(env),
-    ]);
+    const [compiler, mpi, isasAvailable] = await Promise.all([findTool(compilers, env), findMpi(env), nativeIsasHere(env)]);
     const report = {
       engine: backend.name,
       why: describeEngine(choice),

@@ -1,4 +1,4 @@
-import { execFile } from "node:child_process";
+import { execFile, spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -124,4 +124,12 @@ describe("the doctor", () => {
     expect(report).toMatchObject({ engine: "wasm", isasAvailable: [], compiler: { found: false }, mpi: { found: false } });
     expect(report.advice.join("\n")).toMatch(/C compiler.*\n.*Open MPI/s);
   });
+  test.skipIf(spawnSync("mpirun", ["--version"]).status !== 0)(
+    "does not call an MPI usable that our library was not built for",
+    async () => {
+      const { mpi, advice } = await diagnose({ numThreads: 1 }, { ...process.env, MOE_MPI_LIBRARY: "/absent/libmoempi.so" });
+      expect(mpi).toMatchObject({ found: false, detail: expect.stringMatching(/^mpirun: .*, but \/absent\/libmoempi\.so is not built/) });
+      expect(advice.join("\n")).toContain("openmpi-bin libopenmpi-dev");
+    },
+  );
 });

@@ -5,6 +5,7 @@ import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { delimiter, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { mpiLibraryPath } from "../backend/native/library.ts";
 import { MoeError } from "../util/errors.ts";
 import { bindCalls, nativeCallTypes, type NativeCalls } from "./native-driver.ts";
 
@@ -41,11 +42,6 @@ const toInstall = "install Open MPI (Debian: apt install openmpi-bin libopenmpi-
 function packagePath(path: string): string {
   return fileURLToPath(new URL(`../../${path}`, import.meta.url));
 }
-/** `MOE_MPI_LIBRARY`, or where the build puts it. */
-function libraryPath(env: NodeJS.ProcessEnv): string {
-  const name = `build/native/${process.platform}-${process.arch}/libmoempi.${process.platform === "darwin" ? "dylib" : "so"}`;
-  return env["MOE_MPI_LIBRARY"] || packagePath(name);
-}
 function hasMpicc(env: NodeJS.ProcessEnv): boolean {
   return Boolean(env["MPICC"]) || (env["PATH"] ?? "").split(delimiter).some((directory) => existsSync(join(directory, "mpicc")));
 }
@@ -54,7 +50,7 @@ function hasMpicc(env: NodeJS.ProcessEnv): boolean {
  * Loads it, building it first where only the library is missing. Does not start MPI. Throws `resource` where it cannot be had, saying what to install.
  */
 export async function loadMpiLibrary(env: NodeJS.ProcessEnv = process.env): Promise<MpiCalls> {
-  const path = libraryPath(env);
+  const path = mpiLibraryPath(env);
   if (!existsSync(path) && !env["MOE_MPI_LIBRARY"] && hasMpicc(env)) {
     const result = spawnSync(process.execPath, [packagePath("native/build.mjs"), "--quiet"], {
       encoding: "utf8",

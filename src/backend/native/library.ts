@@ -85,6 +85,12 @@ export function nativeLibraryPath(): string {
   return packagePath(`build/native/${process.platform}-${process.arch}/libmoe.${process.platform === "darwin" ? "dylib" : "so"}`);
 }
 
+/** Where the build puts the library that speaks MPI, or `MOE_MPI_LIBRARY`. */
+export function mpiLibraryPath(env: NodeJS.ProcessEnv = process.env): string {
+  const name = `build/native/${process.platform}-${process.arch}/libmoempi.${process.platform === "darwin" ? "dylib" : "so"}`;
+  return env["MOE_MPI_LIBRARY"] || packagePath(name);
+}
+
 /** Whether a C compiler may be had now: a look at the PATH, without starting anything. */
 function hasCompiler(): boolean {
   const directories = (process.env["PATH"] ?? "").split(delimiter);
