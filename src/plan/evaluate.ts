@@ -9,6 +9,7 @@
  * The bound without any split (`layoutBound`), W seconds of work a micro-batch over P ranks and M micro-batches, w_s as real numbers:
  *   1F1B       max over s of (sum over i < s of w_i + M w_s) is least where all are equal: W / (1 - (1 - 1/M)^P)
  *   any other  M W / P
+ *   both       M ceil(L / P) times the cheapest layer, and the exchange of gradients of as many layers: some rank has them
  */
 import type { ClusterConfig } from "../config/cluster.ts";
 import { MoeError } from "../util/errors.ts";
@@ -161,7 +162,10 @@ export class LayoutEvaluation {
     const optimizer = least((costs) => costs.stepEnd(0, L).optimizerSeconds) / P;
     const average = (M * work + exchange) / P + (V > 1 ? ((P - 1) / 2) * fill : 0);
     const filled = this.schedule === "1f1b" ? work / (1 - (1 - 1 / M) ** P) : 0;
-    return Math.max(average, filled) + optimizer + this.#first(0).model.stepSeconds;
+    // Some rank has this many layers at least.
+    const most = Math.ceil(L / P);
+    const counted = M * most * fill + least((costs) => costs.leastExchangeSeconds(most));
+    return Math.max(average, filled, counted) + optimizer + this.#first(0).model.stepSeconds;
   }
 
   /** Bytes below which the fullest rank is not, with everything recomputed: the average of what all ranks hold at least. */

@@ -126,7 +126,7 @@ function copied(arg: string | readonly [string, number]): string | [string, numb
 }
 
 function megatronNotes(plan: EvaluatedLayout, { model }: ExportContext): string[] {
-  const { tp, ep, zero } = plan.layout;
+  const { pp, tp, ep, zero, interleave } = plan.layout;
   const counts = recomputeCounts(plan);
   const most = Math.max(...counts);
   const notes: string[] = [];
@@ -138,6 +138,10 @@ function megatronNotes(plan: EvaluatedLayout, { model }: ExportContext): string[
   if (model.moe !== null && model.moe.numExperts % ep !== 0)
     notes.push(`Megatron needs experts that divide by ep: ${model.moe.numExperts} over ${ep}`);
   if (model.moe?.gateNormalization !== null && model.moe !== null) notes.push("Megatron has no gating logit normalization");
+  if (interleave > 1 && plan.numMicroBatches % pp !== 0)
+    notes.push(
+      `older releases of Megatron refuse interleaved stages where the micro-batches (${plan.numMicroBatches}) do not divide by pp (${pp})`,
+    );
   if (zero > 1)
     notes.push(
       `ZeRO-${zero} is Megatron's FSDP: --use-megatron-fsdp --data-parallel-sharding-strategy ${zero === 2 ? "optim_grads" : "optim_grads_params"}`,

@@ -223,6 +223,11 @@ export class StageCosts {
     return (forward[this.numLayers] ?? 0) + (backward[this.numLayers] ?? 0) + ends;
   }
 
+  /** Seconds that the exchange of gradients of any `n` layers takes at least: known where all layers are equal. */
+  leastExchangeSeconds(n: number): number {
+    return this.uniform ? this.model.stepEnd({ ...emptyStage, numLayers: n }).gradientSeconds : 0;
+  }
+
   /** Seconds of a micro-batch in the cheapest layer. */
   leastLayerSeconds(): number {
     let least = Infinity;
