@@ -1,5 +1,5 @@
 /** `mpirun -n 2 moe train`: the bits of ranks that are threads, and what is wrong at the start is said once. */
-import { cpSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -50,6 +50,27 @@ describe.skipIf(noMpi !== null)(`moe train over MPI${noMpi === null ? "" : ` (sk
       // Goes on as threads.
       const resumed = await runTrain([out("processes"), "--resume", "--set", "numSteps=5"]);
       expect(resumed.code, resumed.stderr).toBe(0);
+    },
+    patience,
+  );
+
+  test(
+    "SIGUSR2 to mpirun finishes the step and saves, on every rank",
+    async () => {
+      let isTold = false;
+      const args = ["train", config, "--out", out("stopped"), "--json", "--set", "numSteps=1000000", "--set", "checkpoint.intervalSteps=5"];
+      const { code, stdout, stderr } = await mpirun(2, main, args, {
+        onOutput: (text, pid) => {
+          if (isTold || !text.includes("saved ")) return;
+          isTold = true;
+          process.kill(pid, "SIGUSR2");
+        },
+      });
+      expect(code, stderr).toBe(0);
+      expect(stderr.match(/stopping after this step/g)).toHaveLength(1);
+      const { step, stopped } = JSON.parse(stdout) as { step: number; stopped: boolean };
+      expect(stopped).toBe(true);
+      expect(existsSync(checkpointOf(out("stopped"), step))).toBe(true);
     },
     patience,
   );
