@@ -103,13 +103,14 @@ export function Chart(props: ChartProps): JSX.Element {
     const usable = log ? all.filter((value) => value > 0) : all;
     const steps = lines.flatMap((line) => line.steps);
     const [x0, x1] = range ?? [steps.reduce((a, b) => Math.min(a, b), Infinity), steps.reduce((a, b) => Math.max(a, b), -Infinity)];
+    const empty = usable.length === references.length || steps.length === 0;
+    if (empty) return { x0: 0, x1: 1, low: log ? 1 : 0, high: log ? 10 : 1, empty };
     let low = usable.reduce((a, b) => Math.min(a, b), Infinity);
     let high = usable.reduce((a, b) => Math.max(a, b), -Infinity);
-    if (!Number.isFinite(low)) [low, high] = log ? [1, 10] : [0, 1];
-    if (log) return { x0, x1, low: low / 1.1, high: high * 1.1, empty: usable.length === 0 };
+    if (log) return { x0, x1, low: low / 1.1, high: high * 1.1, empty };
     if (props.fromZero === true) low = Math.min(0, low);
     const pad = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
-    return { x0, x1, low: props.fromZero === true && low === 0 ? 0 : low - pad, high: high + pad, empty: usable.length === 0 };
+    return { x0, x1, low: props.fromZero === true && low === 0 ? 0 : low - pad, high: high + pad, empty };
   }, [lines, range, log, references, props.fromZero]);
 
   const inner = { width: Math.max(10, width - margin.left - margin.right), height: height - margin.top - margin.bottom };
@@ -178,7 +179,7 @@ export function Chart(props: ChartProps): JSX.Element {
   };
 
   const yTicks = log ? logTicks(domain.low, domain.high) : ticks(domain.low, domain.high, Math.max(2, Math.round(inner.height / 44)));
-  const xTicks = ticks(domain.x0, domain.x1, Math.max(2, Math.round(inner.width / 90)));
+  const xTicks = ticks(domain.x0, domain.x1, Math.max(3, Math.round(inner.width / 75)));
   const readings =
     cursor === null
       ? []
@@ -243,7 +244,7 @@ export function Chart(props: ChartProps): JSX.Element {
             }}
             onDblClick={() => onRange?.(null)}
           >
-            {yTicks.map((value) => (
+            {(domain.empty ? [] : yTicks).map((value) => (
               <g key={value}>
                 <line class="grid" x1={margin.left} x2={width - margin.right} y1={y(value)} y2={y(value)} />
                 <text class="tick" x={margin.left - 6} y={y(value)} dy="0.32em" text-anchor="end">
@@ -257,7 +258,7 @@ export function Chart(props: ChartProps): JSX.Element {
                   {xFormat(value)}
                 </text>
               ))}
-            {references.map(({ value, label }) => (
+            {(domain.empty ? [] : references).map(({ value, label }) => (
               <g key={label}>
                 <line class="reference" x1={margin.left} x2={width - margin.right} y1={y(value)} y2={y(value)} />
                 <text class="tick" x={width - margin.right - 4} y={y(value) - 4} text-anchor="end">

@@ -58,16 +58,18 @@ export function Heatmap(props: HeatmapProps): JSX.Element {
     context.scale(scale, scale);
     context.clearRect(0, 0, width, height);
     const style = getComputedStyle(element);
-    const [ink, muted] = [style.getPropertyValue("--text"), style.getPropertyValue("--muted")];
+    const [ink, muted, track] = ["--text", "--muted", "--track"].map((name) => style.getPropertyValue(name)) as [string, string, string];
     const gap = cellWidth > 7 && cellHeight > 7 ? 1 : 0;
     for (const [r, row] of values.entries())
       for (const [c, value] of row.entries()) {
         const [x, y] = [left + c * cellWidth, top + r * cellHeight];
         if (value === null) continue;
-        context.fillStyle = css(color(value));
+        const isMarked = marked?.(value) === true;
+        // The cross must be seen: a marked cell has the ground's color, whatever its value.
+        context.fillStyle = isMarked ? track : css(color(value));
         // Without gaps, cells overlap by a hair, or the panel shines through between them.
         context.fillRect(x, y, cellWidth - gap + (gap === 0 ? 0.6 : 0), cellHeight - gap + (gap === 0 ? 0.6 : 0));
-        if (marked?.(value) === true) {
+        if (isMarked) {
           const [w, h] = [cellWidth - gap, cellHeight - gap];
           const size = Math.min(w, h, 12) * 0.3;
           context.strokeStyle = ink;
