@@ -1,5 +1,5 @@
 /** The frame of the page: which runs, which view, language and theme. */
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useState } from "preact/hooks";
 import type { JSX } from "preact";
 import type { RunDetail, RunSummary } from "../../src/dashboard/api.ts";
 import { dashes, lineColor } from "./colors.ts";
@@ -53,7 +53,8 @@ export function App(): JSX.Element {
   );
   const dark = useDark(theme);
   const words = dictionaries[language];
-  useEffect(() => {
+  // Before the next frame: neither a flash of the other theme, nor a choice that a reload at once would lose.
+  useLayoutEffect(() => {
     document.documentElement.dataset["theme"] = dark ? "dark" : "light";
     document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
     store("moe-theme", theme);

@@ -12,6 +12,13 @@ export function wholeNumber(minimum: number): (text: string) => number {
   };
 }
 
+/** Parser of a port. */
+export function port(text: string): number {
+  const value = wholeNumber(0)(text);
+  if (value > 65_535) throw new InvalidArgumentError("expected 0 to 65535.");
+  return value;
+}
+
 /** Parser of an option that must be a finite number of at least `minimum`. */
 export function decimal(minimum: number): (text: string) => number {
   return (text) => {

@@ -30,6 +30,7 @@ const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
   plan: async () => (await import("./commands/plan.ts")).addPlan,
   quantize: async () => (await import("./commands/quantize.ts")).addQuantize,
   dashboard: async () => (await import("./commands/dashboard.ts")).addDashboard,
+  query: async () => (await import("./commands/query.ts")).addQuery,
 };
 
 /** The program with all its verbs, or with `verb` alone where that is one. */

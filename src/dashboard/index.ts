@@ -1,5 +1,4 @@
 /** The dashboard: a run in a browser. */
 export { startDashboard, type Dashboard, type DashboardOptions } from "./start.ts";
 export { loadPage, packageRoot } from "./page-files.ts";
-export { queryRuns, type QueryResult } from "./query.ts";
 export { TensorBoardWriter } from "./tensorboard.ts";

@@ -44,7 +44,8 @@ export function queryRuns(folders: readonly string[], sql: string): QueryResult 
     }
     filler.finish();
     // Nothing to write, no other file to attach, no extension to load: what is left is reading.
-    database.setAuthorizer((action) => (readingActions.has(action) ? constants.SQLITE_OK : constants.SQLITE_DENY));
+    // Node before 24.10 has no authorizer; the tables are read-only there as well.
+    database.setAuthorizer?.((action) => (readingActions.has(action) ? constants.SQLITE_OK : constants.SQLITE_DENY));
     return { ...answer(database, sql), badLines: filler.badLines };
   } finally {
     database.close();

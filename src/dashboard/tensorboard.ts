@@ -168,7 +168,9 @@ function valuesOf(record: Readonly<Record<string, unknown>>): Buffer[] {
       if (path !== "step" && path !== "layer") values.push(scalar(`${prefix}/${path.replaceAll(".", "/")}`, value));
     });
   };
-  const layers = asArray(record["layers"]).flatMap((item) => asObject(item) ?? []);
+  const layers = asArray(record["layers"])
+    .map(asObject)
+    .filter((layer) => layer !== null);
   switch (record["type"]) {
     case "step":
       numbers(record, "train");

@@ -1,8 +1,7 @@
 /** `moe dashboard`: runs in a browser, and a served model beside them. */
 import { Option, type Command } from "commander";
 import { startDashboard } from "../../dashboard/index.ts";
-import { MoeError } from "../../util/errors.ts";
-import { wholeNumber } from "../options.ts";
+import { port } from "../options.ts";
 import { Output } from "../output.ts";
 
 interface DashboardFlags {
@@ -26,12 +25,6 @@ export function addDashboard(program: Command): void {
     .addOption(new Option("--api-key <key>", "of that server").env("MOE_API_KEY"))
     .option("--json", "print the address as one JSON object")
     .action(run);
-}
-
-export function port(text: string): number {
-  const value = wholeNumber(0)(text);
-  if (value > 65_535) throw new MoeError("usage", `--port: expected 0 to 65535, got ${text}`);
-  return value;
 }
 
 async function run(folder: string, flags: DashboardFlags): Promise<void> {

@@ -4,6 +4,7 @@ import { basename, join } from "node:path";
 import type { Command } from "commander";
 import { parseLayout } from "../../config/layout.ts";
 import { applySettings, layoutOf, parseRunConfig, type RunConfig } from "../../config/run.ts";
+import { TensorBoardWriter } from "../../dashboard/tensorboard.ts";
 import { findRecipe, recipes } from "../../recipes/index.ts";
 import {
   rankTimeoutMs,
@@ -16,8 +17,9 @@ import {
 } from "../../train/index.ts";
 import { chooseRanks, commNames, runMpiRank, type Launcher, type RankContext } from "../../parallel/index.ts";
 import { fileError, MoeError } from "../../util/errors.ts";
+import { dashboardBeside } from "../beside.ts";
 import { complain } from "../complain.ts";
-import { collected, wholeNumber } from "../options.ts";
+import { collected, port, wholeNumber } from "../options.ts";
 import { Output } from "../output.ts";
 import { openEngine } from "../session.ts";
 import { forcedBalanceNote, Reporter } from "../train-reporter.ts";
@@ -33,6 +35,8 @@ interface TrainFlags {
   readonly comm: string;
   readonly layout?: string;
   readonly trace?: string;
+  readonly dashboard?: number | true;
+  readonly tensorboard?: string | true;
   readonly json?: boolean;
 }
 
@@ -55,6 +59,8 @@ export function addTrain(program: Command): void {
     .option("--comm <how>", `what connects ranks: ${commNames.join(", ")} (docs/cluster.md)`, "auto")
     .option("--layout <file>", "JSON of the layout of ranks, as a planner writes it (the field layout of the configuration)")
     .option("--trace <file>", "write a Chrome trace of one step of all ranks (ui.perfetto.dev opens it)")
+    .option("--dashboard [port]", "show the run in a browser while it trains (default: any port that is free)", port)
+    .option("--tensorboard [folder]", "write event files for TensorBoard, too (default: tensorboard/ in the run folder)")
     .option("--json", "print one JSON object")
     .action(run);
 }
@@ -87,8 +93,15 @@ async function runHere(source: string, flags: TrainFlags, over?: ProcessRank): P
   };
   for (const signal of stopSignals) process.once(signal, stop);
   const reporter = new Reporter(output);
+  // Of ranks that are processes, the one that speaks shows and writes.
+  const { dashboard, tensorboard } = speaks ? flags : {};
+  using _ = dashboard === undefined ? null : dashboardBeside(output, runFolder, dashboard === true ? 0 : dashboard);
+  const events = eventWriter(tensorboard, runFolder);
   try {
-    const onEvent = (event: TrainEvent): void => reporter.on(event);
+    const onEvent = (event: TrainEvent): void => {
+      events?.(event);
+      reporter.on(event);
+    };
     const options = { config, runFolder, resume: flags.resume === true, signal: controller.signal, onEvent };
     const result = await start({ ...options, ...(flags.trace === undefined ? {} : { traceFile: flags.trace }) }, flags.ranks, over);
     reporter.stop();
@@ -97,6 +110,17 @@ async function runHere(source: string, flags: TrainFlags, over?: ProcessRank): P
     reporter.stop();
     for (const signal of stopSignals) process.off(signal, stop);
   }
+}
+
+/** Writes what a run reports as TensorBoard's events. */
+function eventWriter(where: string | true | undefined, runFolder: string): ((event: TrainEvent) => void) | null {
+  if (where === undefined) return null;
+  const writer = new TensorBoardWriter(where === true ? join(runFolder, "tensorboard") : where);
+  return (event) => {
+    if (event.type === "step") writer.add({ type: "step", ...event.metrics });
+    else if (event.type === "evaluation") writer.add({ type: "evaluation", step: event.step, name: event.name, ...event.evaluation });
+    else if (event.type === "similarity") writer.add({ ...event });
+  };
 }
 
 /** mpirun takes SIGINT and SIGTERM for itself, and ends the ranks; SIGUSR2 it passes on, and Slurm sends it ahead of a time limit if asked. */
