@@ -76,5 +76,5 @@ export function lineColor(index: number, dark: boolean): string {
 export function expertColor(expert: number, numExperts: number, dark: boolean): string {
   const hue = Math.round(((expert * 360) / Math.max(1, numExperts) + 210) % 360);
   const level = expert % 3;
-  return dark ? `hsl(${hue} 55% ${24 + 7 * level}%)` : `hsl(${hue} ${75 - 8 * level}% ${90 - 7 * level}%)`;
+  return dark ? `hsl(${hue} 55% ${21 + 6 * level}%)` : `hsl(${hue} ${75 - 8 * level}% ${90 - 7 * level}%)`;
 }

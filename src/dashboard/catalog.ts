@@ -16,7 +16,7 @@ const maxFolders = 5000;
 const maxRuns = 500;
 const skipped = new Set(["checkpoints", "tokens", "node_modules"]);
 /** A folder with one of these is shown even without a run. */
-const shown = /^(upcycling\.json|results_.*\.json|plan.*\.json|.*trace.*\.json)$/i;
+const shown = /^(upcycling\.json|results_.*\.json|plan.*\.json|timeline.*\.json|.*trace.*\.json)$/i;
 
 export class Catalog {
   readonly root: string;
@@ -45,7 +45,8 @@ export class Catalog {
   /** Looks for runs again; those that are known stay as they are. True when the list changed. */
   scan(): boolean {
     const found = new Set<string>();
-    const queue = [{ folder: this.root, depth: 0 }];
+    // Folders of a run that are no runs themselves are its own: what they hold is shown with it.
+    const queue = [{ folder: this.root, depth: 0, ofRun: false }];
     let changed = false;
     let visited = 0;
     this.#truncated = false;
@@ -54,10 +55,10 @@ export class Catalog {
         this.#truncated = true;
         break;
       }
-      const { folder, depth } = next;
+      const { folder, depth, ofRun } = next;
       const { files, folders } = listInside(folder);
       const isRun = files.includes("metrics.jsonl") || (files.includes("config.json") && folders.includes("checkpoints"));
-      if (isRun || files.some((file) => shown.test(file))) {
+      if (isRun || (!ofRun && files.some((file) => shown.test(file)))) {
         const id = idOf(this.root, folder);
         found.add(id);
         const kind = isRun ? "run" : "files";
@@ -68,7 +69,7 @@ export class Catalog {
       }
       if (depth >= maxDepth) continue;
       const inner = folders.filter((name) => !name.startsWith(".") && !skipped.has(name));
-      queue.push(...inner.map((name) => ({ folder: join(folder, name), depth: depth + 1 })));
+      queue.push(...inner.map((name) => ({ folder: join(folder, name), depth: depth + 1, ofRun: isRun })));
     }
     for (const id of this.#runs.keys())
       if (!found.has(id)) {

@@ -48,7 +48,14 @@ test("a series has least and greatest only where buckets hold more than one row"
   expect(bucketSeries(column, [0, 2, 4])).toEqual({ mean: [3, 3], min: [1, 3], max: [5, 3] });
 });
 test("numbers are sent with five digits, whole ones as they are", () => {
-  expect([1 / 3, 123_456_789, Infinity, Number.NaN, 1e-9 / 3].map(rounded)).toEqual([0.33333, 123_456_789, null, null, 3.3333e-10]);
+  expect([1 / 3, 123_456_789, Infinity, Number.NaN, 1e-9 / 3, -1e300].map(rounded)).toEqual([
+    0.33333,
+    123_456_789,
+    null,
+    null,
+    3.3333e-10,
+    null,
+  ]);
 });
 
 describe("the table of loads", () => {

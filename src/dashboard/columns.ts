@@ -59,9 +59,12 @@ export function bucketBounds(from: number, to: number, points: number): number[]
   return Array.from({ length: count + 1 }, (_, i) => from + Math.round((i * (to - from)) / Math.max(1, count)));
 }
 
-/** Five significant digits: more than a pixel tells, and half the bytes. Null for NaN and infinities. */
+/**
+ * Five significant digits: more than a pixel tells, and half the bytes. Null for NaN, infinities, and numbers so large that they are no
+ * measurement and a chart's arithmetic would overflow.
+ */
 export function rounded(value: number): MaybeNumber {
-  if (!Number.isFinite(value)) return null;
+  if (!(Math.abs(value) < 1e100)) return null;
   return Number.isInteger(value) ? value : Number(value.toPrecision(5));
 }
 

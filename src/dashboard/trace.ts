@@ -49,7 +49,7 @@ class TraceReader {
   add(event: Readonly<Record<string, unknown>>): void {
     const [pid, tid] = [idOf(event["pid"]), idOf(event["tid"])];
     const name = asText(event["name"], 200) ?? "";
-    const time = asNumber(event["ts"]);
+    const time = asTime(event["ts"]);
     switch (event["ph"]) {
       case "M":
         return this.#name(name, pid, tid, asText(asObject(event["args"])?.["name"], 100));
@@ -61,7 +61,7 @@ class TraceReader {
         if (lane === null || Number.isNaN(time)) return;
         const begun = { lane, name, category: asText(event["cat"], 60) ?? "", start: time, args: asObject(event["args"]) };
         if (event["ph"] === "B") this.#stack(lane).push(begun);
-        else this.#spans.push({ ...begun, end: time + Math.max(0, asNumber(event["dur"]) || 0) });
+        else this.#spans.push({ ...begun, end: time + Math.max(0, asTime(event["dur"]) || 0) });
         return;
       }
       case "E": {
@@ -81,7 +81,7 @@ class TraceReader {
   #count(pid: string, name: string, time: number, args: Readonly<Record<string, unknown>> | null): void {
     if (Number.isNaN(time) || args === null) return;
     for (const [key, value] of Object.entries(args).slice(0, 8)) {
-      if (typeof value !== "number" || !Number.isFinite(value)) continue;
+      if (typeof value !== "number" || !(Math.abs(value) < 1e30)) continue;
       const id = `${pid}\0${name}\0${key}`;
       if (!this.#counters.has(id) && this.#counters.size >= maxLanes) continue;
       const label = key === "value" || key === name ? name : `${name} ${key}`.slice(0, 200);
@@ -148,6 +148,12 @@ class TraceReader {
       };
     });
   }
+}
+
+/** Microseconds within some thousand years of the clock; NaN for what is none. */
+function asTime(value: unknown): number {
+  const time = asNumber(value);
+  return Math.abs(time) < 1e18 ? time : Number.NaN;
 }
 
 function idOf(value: unknown): string {

@@ -27,6 +27,25 @@ function sizeOf(path: string, seen = new Set<number>()): number {
   return stat.size;
 }
 
+/** What the installed package's dashboard serves at its address: the page that was built before it was packed. */
+function pageOf(main: string, cwd: string): string {
+  const script = `
+    const { spawn } = require("node:child_process");
+    const child = spawn(process.execPath, [process.argv[1], "dashboard", ".", "--port", "0", "--json"], { stdio: ["ignore", "pipe", "inherit"] });
+    child.stdout.once("data", async (text) => {
+      const { url } = JSON.parse(text);
+      process.stdout.write(await (await fetch(url)).text());
+      child.kill("SIGTERM");
+    });
+    child.once("exit", (code) => { process.exitCode = code ?? 1; });`;
+  return execFileSync(process.execPath, ["-e", script, main], {
+    cwd,
+    encoding: "utf8",
+    timeout: 60_000,
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+}
+
 describe("the package", () => {
   test("has dependencies of less than 400 MB in a clone", () => {
     const bytes = sizeOf(join(root, "node_modules"));
@@ -58,6 +77,8 @@ describe("the package", () => {
       expect(paths).toContain("dist/api/index.js");
       expect(paths).toContain("dist/api/index.d.ts");
       expect(paths).toContain("native/prebuilt/moe.wasm");
+      expect(paths).toContain("dashboard/dist/index.html");
+      expect(paths.filter((path) => path.startsWith("dashboard/") && !path.startsWith("dashboard/dist/"))).toEqual([]);
       expect(paths.filter((path) => /\.test\.|golden|node_modules/.test(path))).toEqual([]);
 
       const user = join(folder, "user");
@@ -72,6 +93,7 @@ describe("the package", () => {
         run(process.execPath, [join("node_modules", "moe.ts", "dist", "cli", "main.js"), "doctor", "--json"], user),
       ) as { engine: string };
       expect(["native", "wasm"]).toContain(doctor.engine);
+      expect(pageOf(join(user, "node_modules", "moe.ts", "dist", "cli", "main.js"), user)).toMatch(/<title>moe dashboard<\/title>/);
       expect(readFileSync(join(user, "node_modules", "moe.ts", "LICENSE"), "utf8")).toContain("Apache License");
     },
   );

@@ -81,7 +81,7 @@ export function Tree({ value, name, depth = 0 }: { readonly value: Json; readonl
   const inner = shown.map(([key, item]) => <Tree key={key} name={key} value={item} depth={depth + 1} />);
   if (name === undefined) return <div class="tree">{inner}</div>;
   return (
-    <details open={depth < 2 && entries.length < 20}>
+    <details>
       <summary>
         {label} <span class="note">{Array.isArray(value) ? `[${entries.length}]` : `{${entries.length}}`}</span>
       </summary>

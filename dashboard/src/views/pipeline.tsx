@@ -66,6 +66,7 @@ function Trace({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
   const { words } = useSettings();
   const kinds = useMemo(() => [...new Set(trace.events.map(kindOf))].toSorted((a, b) => a - b), [trace]);
   const counters = useMemo(() => Map.groupBy(trace.counters, ({ name }) => name), [trace]);
+  const computing = useMemo(() => new Set(trace.events.filter((event) => kindOf(event) !== 4).map(({ lane }) => lane)), [trace]);
   const recompute = trace.events.filter((event) => kindOf(event) === 3).reduce((sum, event) => sum + event.duration, 0);
   return (
     <>
@@ -94,7 +95,7 @@ function Trace({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
       <table class="numbers">
         <tbody>
           {trace.lanes.map((lane, i) => (
-            <tr key={i}>
+            <tr key={i} hidden={!computing.has(i)}>
               <th scope="row">{laneName(trace, i)}</th>
               <td class="bar">
                 <meter min={0} max={1} value={lane.busy} aria-label={`${words.busy} ${percent(lane.busy)}`} />
@@ -126,6 +127,7 @@ function Trace({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
 function laneName(trace: TraceAnswer, index: number): string {
   const lane = trace.lanes[index];
   if (lane === undefined) return "";
+  if (trace.lanes.every(({ process }) => process === lane.process)) return lane.thread;
   const alone = trace.lanes.filter(({ process }) => process === lane.process).length === 1;
   return alone ? lane.process : `${lane.process} · ${lane.thread}`;
 }

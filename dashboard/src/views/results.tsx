@@ -4,7 +4,7 @@ import type { ArtifactAnswer, DocumentAnswer, EvaluationAnswer, Json } from "../
 import { runUrl, useAnswers } from "../data.ts";
 import { bytes, compact, duration, percent, whole } from "../format.ts";
 import { Card, Tree } from "../parts/controls.tsx";
-import { useSettings, type Words } from "../words.ts";
+import { useSettings } from "../words.ts";
 import type { ViewProps } from "./view.ts";
 
 export function Results({ main }: ViewProps): JSX.Element {
@@ -70,15 +70,15 @@ function Evaluation({ answer }: { readonly answer: EvaluationAnswer }): JSX.Elem
 }
 
 /** Numbers that stand out, by what their keys say. */
-function headline(document: Json, words: Words): (readonly [string, string])[] {
+function headline(document: Json): (readonly [string, string])[] {
   const found: (readonly [string, string])[] = [];
   const visit = (value: Json, path: string, depth: number): void => {
-    if (found.length >= 12) return;
+    if (found.length >= 16) return;
     if (typeof value === "number") {
       const key = path.split(".").at(-1) ?? "";
       const shown = /bytes/i.test(key)
         ? bytes(value)
-        : /ms$/i.test(key)
+        : /Ms$/.test(key)
           ? duration(value / 1000)
           : /seconds$/i.test(key)
             ? duration(value)
@@ -91,9 +91,12 @@ function headline(document: Json, words: Words): (readonly [string, string])[] {
     } else if (depth > 0 && value !== null && typeof value === "object" && !Array.isArray(value))
       for (const [key, item] of Object.entries(value)) visit(item, path === "" ? key : `${path}.${key}`, depth - 1);
   };
-  void words;
-  const best = document !== null && typeof document === "object" && "best" in document ? (document.best ?? null) : document;
-  visit(best, "", 1);
+  const best = document !== null && typeof document === "object" && "best" in document ? document.best : undefined;
+  if (best !== undefined && best !== null && typeof best === "object") visit(best, "", 1);
+  visit(document, "", best === undefined ? 1 : 0);
+  // The numbers that stand beside `best`, at the top.
+  if (best !== undefined && document !== null && typeof document === "object")
+    for (const [key, value] of Object.entries(document)) if (typeof value === "number") visit(value, key, 0);
   return found;
 }
 
@@ -102,7 +105,7 @@ function Document({ answer }: { readonly answer: DocumentAnswer }): JSX.Element 
   return (
     <Card wide title={answer.kind === "plan" ? words.plan : words.receipt} note={answer.name}>
       <dl class="tiles">
-        {headline(answer.document, words).map(([name, value]) => (
+        {headline(answer.document).map(([name, value]) => (
           <div key={name}>
             <dt>{name}</dt>
             <dd class="number">{value}</dd>
@@ -141,15 +144,15 @@ function StageMemory({ document }: { readonly document: Json }): JSX.Element | n
                 {name}
               </th>
             ))}
-            <th scope="col" aria-label={words.memory} />
+            <td />
           </tr>
         </thead>
         <tbody>
           {memory.map((value, i) => (
             <tr key={i}>
               <th scope="row">{i}</th>
-              <td class="number">{typeof stages[i] === "number" ? stages[i] : JSON.stringify(stages[i] ?? "")}</td>
-              <td class="number">{typeof recompute[i] === "number" ? recompute[i] : ""}</td>
+              <td class="number">{everyNth(stages, i, memory.length)}</td>
+              <td class="number">{everyNth(recompute, i, memory.length)}</td>
               <td class="number">{typeof value === "number" ? bytes(value) : ""}</td>
               <td class="bar">
                 <meter min={0} max={most} value={typeof value === "number" ? value : 0} aria-label={`${words.memory} ${i}`} />
@@ -160,4 +163,12 @@ function StageMemory({ document }: { readonly document: Json }): JSX.Element | n
       </table>
     </div>
   );
+}
+
+/** Entries of a pipeline rank: with interleaved stages it has every `count`-th. */
+function everyNth(values: readonly Json[], index: number, count: number): string {
+  return values
+    .filter((_, i) => i % count === index)
+    .map((value) => (typeof value === "number" ? String(value) : JSON.stringify(value)))
+    .join(" + ");
 }

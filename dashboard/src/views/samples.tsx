@@ -125,7 +125,7 @@ function Experts({ sample, layer, numExperts, chosen, onChoose }: Shown & { read
           key={expert}
           type="button"
           aria-pressed={chosen === expert}
-          aria-label={`${words.expert} ${expert}: ${count} / ${rows.length}`}
+          title={`${words.expert} ${expert}: ${count} / ${rows.length}`}
           style={{ background: expertColor(expert, numExperts, dark) }}
           onClick={() => onChoose(chosen === expert ? null : expert)}
         >
