@@ -18,7 +18,15 @@ import {
   type ModelSource,
 } from "../model/index.ts";
 import { mayBeFp8 } from "../model/parameters.ts";
-import { startRanks, tensorParallelPlan, type MemoryFormat, type RankShare, type TensorParallelPlan } from "../parallel/index.ts";
+import { generateAsRank } from "./rank-body.ts";
+import {
+  startRanks,
+  tensorParallelPlan,
+  type MemoryFormat,
+  type RankContext,
+  type RankShare,
+  type TensorParallelPlan,
+} from "../parallel/index.ts";
 import { MoeError } from "../util/errors.ts";
 import type { GenerateOptions, Generation } from "./generate.ts";
 
@@ -87,21 +95,14 @@ export interface GenerateReport {
  * (`communication` where one just ended).
  */
 export async function generateParallel(
-  { path, dtype, activations, plan }: CutModel,
+  cut: CutModel,
   promptIds: ArrayLike<number>,
   options: GenerateJob["options"],
   onText?: (text: string) => void,
-): Promise<{ generation: Generation; ranks: RankReport[] }> {
-  const job: GenerateJob = {
-    path,
-    dtype,
-    activations,
-    shares: plan.ranks.map(({ share }) => share),
-    promptIds: Array.from(promptIds),
-    options,
-  };
+): Promise<ParallelGeneration> {
+  const job = jobOf(cut, promptIds, options);
   const ranks = startRanks({
-    size: plan.ranks.length,
+    size: job.shares.length,
     entry: new URL(`./rank${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url),
     data: job,
     onMessage: (_, text) => {
@@ -110,11 +111,44 @@ export async function generateParallel(
   });
   const reports = (await ranks.results) as GenerateReport[];
   const [first] = reports;
-  const held = plan.ranks.map(({ share, weightBytes: plannedBytes }, r) => ({
-    share,
-    plannedBytes,
-    weightBytes: reports[r]?.weightBytes ?? 0,
-  }));
   if (first === undefined) throw new MoeError("internal", "parallel generation: no rank");
-  return { generation: first.generation, ranks: held };
+  return withHeld(
+    cut,
+    first.generation,
+    reports.map(({ weightBytes }) => weightBytes),
+  );
+}
+
+/**
+ * The same where this process is one rank of several, over MPI: all of them call it with the same cut and prompt, and get the same back. Text goes to
+ * `onText` on rank 0 alone. Throws `communication` where the group is lost, which the caller must not survive (`runMpiRank`).
+ */
+export async function generateOverProcesses(
+  context: Pick<RankContext, "engine" | "communicator">,
+  cut: CutModel,
+  promptIds: ArrayLike<number>,
+  options: GenerateJob["options"],
+  onText: (text: string) => void = () => undefined,
+): Promise<ParallelGeneration> {
+  const { communicator } = context;
+  const { generation, weightBytes } = await generateAsRank(context, jobOf(cut, promptIds, options), onText);
+  const held = cut.plan.ranks.map((_, rank) => {
+    const told = communicator.share(rank === communicator.rank ? new TextEncoder().encode(String(weightBytes)) : null, rank);
+    return Number(new TextDecoder().decode(told));
+  });
+  return withHeld(cut, generation, held);
+}
+
+/** A text, and what each rank held for it. */
+export interface ParallelGeneration {
+  readonly generation: Generation;
+  readonly ranks: readonly RankReport[];
+}
+
+function jobOf({ path, dtype, activations, plan }: CutModel, promptIds: ArrayLike<number>, options: GenerateJob["options"]): GenerateJob {
+  return { path, dtype, activations, shares: plan.ranks.map(({ share }) => share), promptIds: Array.from(promptIds), options };
+}
+function withHeld({ plan }: CutModel, generation: Generation, weightBytes: readonly number[]): ParallelGeneration {
+  const ranks = plan.ranks.map(({ share, weightBytes: plannedBytes }, r) => ({ share, plannedBytes, weightBytes: weightBytes[r] ?? 0 }));
+  return { generation, ranks };
 }

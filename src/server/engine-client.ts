@@ -2,8 +2,10 @@
  * The main thread's end of the engine: sends tasks and calls to the thread that computes, and hands on what comes back. When that thread dies, by
  * its own message or without one, everything under way fails with 503 and `onDeath` is told.
  */
+import { hostname } from "node:os";
 import { Worker } from "node:worker_threads";
 import { MoeError } from "../util/errors.ts";
+import { isProcessRunning } from "../util/process.ts";
 import { ApiError, fromErrorData } from "./errors.ts";
 import type {
   Call,
@@ -42,6 +44,8 @@ export interface EngineClient {
   readonly death: string | null;
   generate(task: GenerateTask, listener: (event: TaskEvent) => void): RunningTask;
   call<C extends Call>(call: C): Promise<CallResults[C["method"]]>;
+  /** Looks whether the processes of all ranks live, as far as they are on this machine; a dead one is the engine's death. */
+  checkRanks(): void;
   /** Ends the thread after its current step. */
   shutdown(): Promise<void>;
 }
@@ -63,6 +67,9 @@ const noStats: EngineStats = {
   liveBytes: 0,
 };
 
+/** Milliseconds between two looks at the processes of ranks. */
+const watchMs = 200;
+
 interface Pending {
   readonly resolve: (value: CallResults[Call["method"]]) => void;
   readonly reject: (error: Error) => void;
@@ -77,6 +84,8 @@ class WorkerEngine implements EngineClient {
   readonly #observer: EngineObserver;
   readonly #listeners = new Map<number, (event: TaskEvent) => void>();
   readonly #calls = new Map<number, Pending>();
+  /** Looks after ranks that are processes. */
+  readonly #watch: NodeJS.Timeout | null;
   #lastId = 0;
   #isEnding = false;
   #exitCode = 1;
@@ -85,6 +94,8 @@ class WorkerEngine implements EngineClient {
     this.#worker = worker;
     this.info = info;
     this.#observer = observer;
+    const hasProcesses = info.ranks.some(({ pid }) => pid !== process.pid);
+    this.#watch = hasProcesses ? setInterval(() => this.checkRanks(), watchMs).unref() : null;
     worker.on("message", (message: FromEngine) => {
       this.#receive(message);
     });
@@ -96,6 +107,11 @@ class WorkerEngine implements EngineClient {
     });
   }
 
+  checkRanks(): void {
+    if (this.#isEnding) return;
+    for (const [rank, { host, pid }] of this.info.ranks.entries())
+      if (host === hostname() && !isProcessRunning(pid)) this.#die(`rank ${rank} is gone (process ${pid} on ${host})`);
+  }
   generate(task: GenerateTask, listener: (event: TaskEvent) => void): RunningTask {
     if (this.death !== null) throw gone(this.death);
     const id = ++this.#lastId;
@@ -160,6 +176,7 @@ class WorkerEngine implements EngineClient {
   #die(message: string): void {
     if (this.death !== null) return;
     this.death = message;
+    if (this.#watch !== null) clearInterval(this.#watch);
     const error = gone(message);
     const listeners = [...this.#listeners.values()];
     const calls = [...this.#calls.values()];
@@ -173,6 +190,7 @@ class WorkerEngine implements EngineClient {
   async shutdown(): Promise<void> {
     if (this.#isEnding || this.death !== null) return;
     this.#isEnding = true;
+    if (this.#watch !== null) clearInterval(this.#watch);
     const exited = new Promise<void>((done) => {
       this.#worker.once("exit", () => {
         done();

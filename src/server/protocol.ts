@@ -4,6 +4,7 @@
  */
 import type { SamplingOptions } from "../generate/index.ts";
 import type { ActivationChoice, CacheDType } from "../model/index.ts";
+import type { Launcher } from "../parallel/index.ts";
 import type { ServingStats } from "../serve/index.ts";
 import type { ErrorData } from "./errors.ts";
 
@@ -33,6 +34,8 @@ export interface TensorParallelSettings {
   readonly weights: readonly number[] | null;
   /** Bytes that each rank can hold; null: no limit. */
   readonly memoryBytes: readonly number[] | null;
+  /** Where ranks are processes: who started them, this one as rank 0. Null or absent: they are threads. */
+  readonly launcher?: Launcher | null;
 }
 
 /** What the main thread has to know of a model. */
@@ -50,6 +53,9 @@ export interface ModelInfo {
 export interface RankHolding {
   readonly plannedBytes: number;
   readonly heldBytes: number;
+  /** Its process. */
+  readonly host: string;
+  readonly pid: number;
 }
 
 export interface ToolFunction {

@@ -2,9 +2,11 @@
  * What a rank of a served model does, whatever its group is made of: loads its part, says what it holds, and steps the same engine host as all
  * others over the messages that come to rank 0.
  */
+import { hostname } from "node:os";
+import { deserialize, serialize } from "node:v8";
 import { loadTokenizer } from "../checkpoint/tokenizer.ts";
 import { loadModel } from "../model/index.ts";
-import { Lockstep, TensorGroup, type Communicator, type RankShare } from "../parallel/index.ts";
+import { Lockstep, TensorGroup, type Communicator, type RankContext, type RankShare } from "../parallel/index.ts";
 import { ServingEngine } from "../serve/index.ts";
 import type { Engine } from "../tensor/index.ts";
 import { EngineHost } from "./engine-host.ts";
@@ -65,10 +67,16 @@ export async function runServingRank(engine: Engine, communicator: Communicator,
   host.end();
 }
 
+/** `runServingRank` of a process that is not the first: the job comes from the first. */
+export async function serveBehindFirst({ engine, communicator }: Pick<RankContext, "engine" | "communicator">): Promise<void> {
+  await runServingRank(engine, communicator, deserialize(communicator.share(null, 0)) as ServingJob, null);
+}
+
 /** What every rank holds, on every rank. */
 function gatherHoldings(communicator: Communicator, { plannedBytes }: ServingJob, ownBytes: number): RankHolding[] {
   return plannedBytes.map((planned, rank) => {
-    const told = communicator.share(rank === communicator.rank ? new TextEncoder().encode(String(ownBytes)) : null, rank);
-    return { plannedBytes: planned, heldBytes: Number(new TextDecoder().decode(told)) };
+    const own = { heldBytes: ownBytes, host: hostname(), pid: process.pid };
+    const told = communicator.share(rank === communicator.rank ? serialize(own) : null, rank);
+    return { plannedBytes: planned, ...(deserialize(told) as typeof own) };
   });
 }

@@ -29,7 +29,7 @@ async function complete(url: string, body: Readonly<Record<string, unknown>>): P
   return { status: response.status, text: await response.text() };
 }
 
-test("a thread", { timeout: 120_000 }, async () => {
+test("a rank that is a thread", { timeout: 120_000 }, async () => {
   const flag = join(folder, "die");
   const env = { ...process.env, MOE_TEST_DIE: flag, NODE_OPTIONS: `--import=${fault.href}` };
   const args = [main, "serve", folder, "--port", "0", "--tp", "3", "--tp-weights", "2,1,1", "--max-context", "512"];

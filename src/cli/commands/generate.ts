@@ -2,12 +2,15 @@
 import { Option, type Command } from "commander";
 import { loadTokenizer } from "../../checkpoint/tokenizer.ts";
 import { generateText, type Generation } from "../../generate/index.ts";
-import { describePlan, generateParallel, gigabytes, planModel, type RankReport } from "../../generate/parallel.ts";
+import { describePlan, generateOverProcesses, generateParallel, gigabytes, planModel, type RankReport } from "../../generate/parallel.ts";
 import { cacheDtypes, type ActivationChoice, type CacheDType } from "../../model/index.ts";
 import { encodeChat } from "../../tokenizer/chat.ts";
+import { runMpiRank, type CommName, type RankContext } from "../../parallel/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import type { Tokenizer } from "../../tokenizer/tokenizer.ts";
+import { complain } from "../complain.ts";
 import { decimal, numbers, wholeNumber } from "../options.ts";
+import { chooseTensorRanks, commOption } from "../tensor-ranks.ts";
 import { Output } from "../output.ts";
 import { activationsOption, modelDtype, openSession } from "../session.ts";
 
@@ -25,6 +28,7 @@ interface GenerateFlags {
   readonly kvDtype?: CacheDType;
   readonly activations: ActivationChoice;
   readonly tp?: number;
+  readonly comm: CommName;
   readonly tpWeights?: number[];
   readonly tpMemory?: number[];
   readonly json?: boolean;
@@ -47,7 +51,12 @@ export function addGenerate(program: Command): void {
     .option("--dtype <type>", "compute in f32 or bf16 (default: as stored)")
     .addOption(new Option("--kv-dtype <type>", "type of the KV cache (default: the model's)").choices(cacheDtypes))
     .addOption(activationsOption())
-    .option("--tp <n>", "cut the model over n ranks, threads of this process, and print the plan", wholeNumber(1))
+    .option(
+      "--tp <n>",
+      "cut the model over n ranks, threads of this process or processes that mpirun started, and print the plan",
+      wholeNumber(1),
+    )
+    .addOption(commOption())
     .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
     .option("--tp-memory <list>", "GB that each rank can hold, for example 24,24,16 (default: no limit)", numbers(0))
     .option("--json", "print one JSON object")
@@ -58,10 +67,25 @@ async function generate(path: string, flags: GenerateFlags): Promise<void> {
   // Checked here, because commander would look for it before it looks at a misspelt --promt.
   if (flags.prompt === undefined) throw new MoeError("usage", "generate: expected --prompt <text>, got none");
   const output = new Output({ json: flags.json === true });
-  const { ranks, ...result } =
+  const choice = chooseTensorRanks(flags);
+  if (choice.comm === "mpi") {
+    const { launcher } = choice;
+    const body = async (context: RankContext): Promise<void> => {
+      const quiet = launcher.rank > 0;
+      const result = await generateOnRanks(path, flags, launcher.size, output, context);
+      if (!quiet) tell(result, output);
+    };
+    return await runMpiRank(launcher, body, { data: null, emit: () => undefined, complain });
+  }
+  tell(
     flags.tp === undefined
       ? { ...(await generateAlone(path, flags, output)), ranks: undefined }
-      : await generateOnRanks(path, flags, flags.tp, output);
+      : await generateOnRanks(path, flags, flags.tp, output),
+    output,
+  );
+}
+
+function tell({ ranks, ...result }: Generation & { readonly ranks: readonly RankReport[] | undefined }, output: Output): void {
   const tokensPerSecond = result.ids.length > 1 ? (result.ids.length - 1) / result.decodeSeconds : null;
   const prefillTokensPerSecond = result.promptTokens / result.prefillSeconds;
   output.result({ ...result, tokensPerSecond, prefillTokensPerSecond, ...(ranks && { ranks }) }, "");
@@ -95,6 +119,7 @@ async function generateOnRanks(
   flags: GenerateFlags,
   ranks: number,
   output: Output,
+  process: RankContext | null = null,
 ): Promise<Generation & { ranks: readonly RankReport[] }> {
   const { tpWeights: weights, tpMemory, kvDtype: cacheDtype } = flags;
   for (const [option, list] of Object.entries({ "--tp-weights": weights, "--tp-memory": tpMemory })) {
@@ -112,10 +137,12 @@ async function generateOnRanks(
     activations: flags.activations,
     ...(cacheDtype && { cacheDtype }),
   });
-  for (const line of describePlan(cut.plan)) output.log(line);
-  const { generation, ranks: held } = await generateParallel(cut, prompt, generateOptions(flags), (text) => {
-    output.stream(text);
-  });
+  if (process === null || process.communicator.rank === 0) for (const line of describePlan(cut.plan)) output.log(line);
+  const onText = (text: string): void => output.stream(text);
+  const options = generateOptions(flags);
+  const { generation, ranks: held } = await (process === null
+    ? generateParallel(cut, prompt, options, onText)
+    : generateOverProcesses(process, cut, prompt, options, onText));
   return { ...generation, ranks: held };
 }
 

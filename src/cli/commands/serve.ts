@@ -3,11 +3,21 @@ import { basename, resolve } from "node:path";
 import { Option, type Command } from "commander";
 import { describePlan, gigabytes } from "../../generate/parallel.ts";
 import { cacheDtypes, type ActivationChoice, type CacheDType } from "../../model/index.ts";
-import { makeLog, planServing, startServer, type EngineSettings, type TensorParallelSettings } from "../../server/index.ts";
+import { runMpiRank, type CommName, type Launcher } from "../../parallel/index.ts";
+import {
+  makeLog,
+  planServing,
+  serveBehindFirst,
+  startServer,
+  type EngineSettings,
+  type TensorParallelSettings,
+} from "../../server/index.ts";
 import { MoeError } from "../../util/errors.ts";
+import { complain } from "../complain.ts";
 import { decimal, numbers, wholeNumber } from "../options.ts";
 import { formatBytes, formatCount, Output } from "../output.ts";
 import { activationsOption, modelDtype } from "../session.ts";
+import { chooseTensorRanks, commOption } from "../tensor-ranks.ts";
 import { version } from "../version.ts";
 
 interface ServeFlags {
@@ -26,6 +36,7 @@ interface ServeFlags {
   readonly speculate?: "ngram";
   readonly draftModel?: string;
   readonly tp?: number;
+  readonly comm: CommName;
   readonly tpWeights?: number[];
   readonly tpMemory?: number[];
   readonly apiKey?: string;
@@ -55,7 +66,12 @@ export function addServe(program: Command): void {
     )
     .addOption(new Option("--speculate <how>", "guess tokens ahead; changes speed only").choices(["ngram"]))
     .option("--draft-model <path>", "a smaller model with the same vocabulary that guesses tokens ahead")
-    .option("--tp <n>", "cut the model over n ranks, threads of this process; prints the plan", wholeNumber(1))
+    .option(
+      "--tp <n>",
+      "cut the model over n ranks, threads of this process or processes that mpirun started; prints the plan",
+      wholeNumber(1),
+    )
+    .addOption(commOption())
     .option("--tp-weights <list>", "relative speed of each rank, for example 2,1,1 (default: equal)", numbers(0))
     .option("--tp-memory <list>", "GB that each rank can hold of weights and cache, for example 24,24,16 (default: no limit)", numbers(0))
     .addOption(new Option("--api-key <key>", "asked for on every route but /health").env("MOE_API_KEY"))
@@ -69,21 +85,37 @@ function port(text: string): number {
   return value;
 }
 
-function tensorParallel({ tp, tpWeights, tpMemory }: ServeFlags): TensorParallelSettings | null {
+function tensorParallel(
+  { tpWeights, tpMemory }: ServeFlags,
+  tp: number | undefined,
+  launcher: Launcher | null,
+): TensorParallelSettings | null {
   for (const [option, list] of Object.entries({ "--tp-weights": tpWeights, "--tp-memory": tpMemory })) {
     if (list !== undefined && list.length !== tp)
       throw new MoeError("usage", `${option}: expected a number for each rank of --tp, got ${list.length} for ${tp ?? "none"}`);
   }
   if (tp === undefined) return null;
-  return { ranks: tp, weights: tpWeights ?? null, memoryBytes: tpMemory?.map((gigabytes) => gigabytes * 1e9) ?? null };
+  return { ranks: tp, launcher, weights: tpWeights ?? null, memoryBytes: tpMemory?.map((gigabytes) => gigabytes * 1e9) ?? null };
+}
+
+/** SIGUSR2 too: mpirun passes it on, and SIGTERM and SIGINT it takes for itself. */
+const stopSignals = ["SIGTERM", "SIGINT", "SIGUSR2"] as const;
+
+/** A rank behind the first, which alone speaks HTTP and says when all end. */
+async function serveBehind(launcher: Launcher): Promise<void> {
+  for (const signal of stopSignals) process.on(signal, () => undefined);
+  await runMpiRank(launcher, serveBehindFirst, { data: null, emit: () => undefined, complain });
 }
 
 async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
+  const choice = chooseTensorRanks(flags);
+  const launcher = choice.comm === "mpi" ? choice.launcher : null;
+  if (launcher !== null && launcher.rank > 0) return await serveBehind(launcher);
   const output = new Output();
   const log = makeLog((line) => output.log(line), { json: flags.jsonLogs === true });
   if (flags.apiKey === "") throw new MoeError("usage", "--api-key: expected a key, got an empty one");
   const dtype = modelDtype(flags.dtype) ?? null;
-  const tp = tensorParallel(flags);
+  const tp = tensorParallel(flags, launcher?.size ?? flags.tp, launcher);
   if (flags.speculate !== undefined && flags.draftModel !== undefined)
     throw new MoeError("usage", "--speculate and --draft-model: expected one of them, got both");
   let settings: EngineSettings = {
@@ -140,12 +172,14 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     log.write({ level: "info", message });
   }
   const onSignal = (signal: string): void => {
-    log.write({ level: "info", message: `${signal}: finishing what is under way` });
+    // Where a rank's process died, mpirun ends the others: by this signal first.
+    server.engine.checkRanks();
+    if (server.engine.death === null) log.write({ level: "info", message: `${signal}: finishing what is under way` });
     end(0);
   };
-  process.once("SIGTERM", onSignal).once("SIGINT", onSignal);
+  for (const signal of stopSignals) process.once(signal, onSignal);
   const exitCode = await ended;
   await server.close();
-  process.off("SIGTERM", onSignal).off("SIGINT", onSignal);
+  for (const signal of stopSignals) process.off(signal, onSignal);
   if (exitCode !== 0) throw new MoeError("internal", `the engine is gone: ${server.engine.death ?? "no reason known"}`);
 }
