@@ -13,20 +13,25 @@ import { setTimeout as sleep } from "node:timers/promises";
 /** Milliseconds between turns: libgomp spins for up to about 10. */
 const pauseMs = 30;
 
-/** One line of `--json`. Samples are rates (larger is better), except where `unit` is bytes or a share. */
+/** One line of `--json`. Samples are rates (larger is better), except where `unit` is one of `smallerIsBetter` or a share. */
 export interface Row {
   readonly name: string;
   readonly ours: readonly number[];
   /** Empty where the rival did not run: see `note`. */
   readonly rival: readonly number[];
-  readonly unit: "GFLOP/s" | "GB/s" | "tokens/s" | "rows/s" | "bytes" | "share";
-  /** What median(ours) / median(rival) must reach; for bytes, what it must not exceed; for a share, what median(ours) itself must not exceed. Null where the rival did not run and the bar needs it. */
+  readonly unit: "GFLOP/s" | "GB/s" | "tokens/s" | "rows/s" | "bytes" | "ms" | "perplexity" | "share";
+  /** What median(ours) / median(rival) must reach; where smaller is better, what it must not exceed; for a share, what median(ours) itself must not exceed. Null where the rival did not run and the bar needs it. */
   readonly bar: number | null;
   /** What the machine can do at most, in the same unit, sampled between the turns. */
   readonly roof?: readonly number[];
   /** Further rivals, or the same in another precision. */
   readonly others?: Readonly<Record<string, readonly number[]>>;
   readonly note?: string;
+}
+
+/** Units of which less is better. */
+export function smallerIsBetter(unit: Row["unit"]): boolean {
+  return unit === "bytes" || unit === "ms" || unit === "perplexity";
 }
 
 /** Who takes turns. `sample` runs once and returns a rate. */

@@ -5,7 +5,7 @@ import { execFileSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { availableParallelism, cpus, release, totalmem, type } from "node:os";
 import { join } from "node:path";
-import { median, type Row } from "./measure.ts";
+import { median, smallerIsBetter, type Row } from "./measure.ts";
 
 /** What the `gemm` rows must reach together, beside each row's own bar. */
 const gemmGeometricMean = 1;
@@ -30,7 +30,7 @@ export function isMet(row: Row): boolean | null {
   if (row.unit === "share") return row.bar === null ? null : median(row.ours) <= row.bar;
   const ratio = ratioOf(row);
   if (row.bar === null || Number.isNaN(ratio)) return null;
-  return row.unit === "bytes" ? ratio <= row.bar : ratio >= row.bar;
+  return smallerIsBetter(row.unit) ? ratio <= row.bar : ratio >= row.bar;
 }
 
 /** A statement about several rows. */
@@ -81,16 +81,20 @@ export function judgements(rows: readonly Row[]): Judgement[] {
   return judged;
 }
 
-function fixed(value: number): string {
-  return Number.isNaN(value) ? "-" : value.toFixed(2);
+function fixed(value: number, digits = 2): string {
+  return Number.isNaN(value) ? "-" : value.toFixed(digits);
 }
 function percent(value: number, digits = 0): string {
   return `${(100 * value).toFixed(digits)}%`;
 }
+/** Shares of a hundredth and more read well with one digit; smaller ones need more. */
+function shareOf(value: number): string {
+  return percent(value, value < 0.01 ? 3 : 1);
+}
 function figure(samples: readonly number[], unit: Row["unit"]): string {
   const value = median(samples);
   if (Number.isNaN(value)) return "-";
-  if (unit === "share") return percent(value, 1);
+  if (unit === "share") return shareOf(value);
   return unit === "bytes" ? `${(value / 2 ** 20).toFixed(0)} MiB` : value >= 1000 ? value.toFixed(0) : value.toPrecision(4);
 }
 function verdict(row: Row): string {
@@ -104,9 +108,20 @@ function verdict(row: Row): string {
 /** The cells of a row, in the order of `headings`. */
 function cells(row: Row): string[] {
   const { name, ours, rival, unit, bar } = row;
-  const wanted = bar === null ? "-" : `${unit === "bytes" || unit === "share" ? "<= " : ""}${fixed(bar)}`;
+  const digits = unit === "bytes" || unit === "perplexity" ? 3 : 2;
+  const limit = unit === "share" ? shareOf(bar ?? Number.NaN) : fixed(bar ?? Number.NaN, digits);
+  const wanted = bar === null ? "-" : `${smallerIsBetter(unit) || unit === "share" ? "<= " : ""}${limit}`;
   const unitName = unit === "bytes" ? "" : unit;
-  return [name, figure(ours, unit), figure(rival, unit), unitName, fixed(ratioOf(row)), wanted, verdict(row), fixed(roofFractionOf(row))];
+  return [
+    name,
+    figure(ours, unit),
+    figure(rival, unit),
+    unitName,
+    fixed(ratioOf(row), digits),
+    wanted,
+    verdict(row),
+    fixed(roofFractionOf(row)),
+  ];
 }
 const headings = ["name", "ours", "rival", "unit", "ratio", "bar", "", "of roof"];
 
@@ -190,7 +205,7 @@ export function markdownReport(rows: readonly Row[], facts: RunFacts): string {
     `- engine: ${facts.engine}`,
     `- versions: ${versions.map(([name, value]) => `${name} ${value}`).join(", ")}`,
     "",
-    "Figures are medians of samples that alternate between the sides; larger is better, except bytes. What the rows mean: `benchmarks/README.md`.",
+    "Figures are medians of samples that alternate between the sides; larger is better, except bytes, times and perplexities. What the rows mean: `benchmarks/README.md`.",
     "",
     ...(together.length === 0 ? [] : [...table(["rows together", "value", "bar", ""], together), ""]),
     ...table(

@@ -10,16 +10,15 @@ import { parseArgs } from "node:util";
 import { chooseEngine, describeEngine } from "../src/backend/load.ts";
 import { startRival, type Context } from "./context.ts";
 import { engineRows } from "./engine.ts";
+import { inferenceRows } from "./inference.ts";
 import { efforts, type Row } from "./measure.ts";
 import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
 import { moeRows } from "./moe.ts";
 import { parallelRows } from "./parallel.ts";
-import { tensorParallelRows } from "./tensor-parallel.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-/** `inference` has the rows on memory so far. */
-const themes = { engine: engineRows, moe: moeRows, inference: tensorParallelRows, parallel: parallelRows } as const;
+const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;

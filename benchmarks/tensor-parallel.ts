@@ -28,8 +28,10 @@ const config: ModelConfig = {
   moe: { ...plainRouting, numExperts: 8, topK: 2, expertFfnSize: smollm.ffnSize },
 };
 
+export const tensorParallelNames = ["tp.memory.5", "tp.memory.7"] as const;
+
 export async function* tensorParallelRows(context: Context): AsyncGenerator<Row> {
-  const names = wanted(context, ["tp.memory.5", "tp.memory.7"]);
+  const names = wanted(context, tensorParallelNames);
   if (names.length === 0) return;
   const folder = mkdtempSync(join(tmpdir(), "moe-tp-"));
   try {

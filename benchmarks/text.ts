@@ -50,7 +50,8 @@ export const decodePrompt = 16;
 export const prefillPrompt = 512;
 export const decodeTokens = numDecoded;
 
-class LlamaCpp {
+/** llama.cpp with a model in memory (`llama.setup`). */
+export class LlamaCpp {
   readonly rival: PythonRival;
   constructor(rival: PythonRival) {
     this.rival = rival;
@@ -66,7 +67,7 @@ class LlamaCpp {
 }
 
 /** One side for each thread count that is worth measuring. */
-async function llamaSides(sample: (threads: number) => Promise<number>): Promise<{ threads: number; side: Side }[]> {
+export async function llamaSides(sample: (threads: number) => Promise<number>): Promise<{ threads: number; side: Side }[]> {
   const rates: number[] = [];
   for (const threads of [1, 2]) rates.push(await sample(threads));
   const best = Math.max(...rates);
@@ -98,7 +99,7 @@ async function measureDecode({ effort, roof }: Context, model: Decoder, llama: L
 }
 
 /** Of a prompt whose last token alone meets the output head. */
-function prefillFlopsPerToken({ config }: Decoder): number {
+export function prefillFlopsPerToken({ config }: Pick<Decoder, "config">): number {
   const head = 2 * config.vocabSize * config.hiddenSize;
   return forwardFlopsPerToken(config, prefillPrompt) - head * (1 - 1 / prefillPrompt);
 }

@@ -28,7 +28,7 @@ export {
   type ParameterSpec,
 } from "./parameters.ts";
 export { quantizeModel, type QuantizedTensor, type QuantizeOptions, type QuantizeReport } from "./quantize.ts";
-export { compareOutputs, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
+export { compareOutputs, perplexityOf, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
 export { generationConfig, saveModel, saveWholeModel, wholeTensor, type SaveOptions, type WholeModel, type WholeTensor } from "./save.ts";
 export { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
 export type { ModelShard } from "./shard.ts";

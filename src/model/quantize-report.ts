@@ -48,8 +48,8 @@ export function compareOutputs(engine: Engine, before: string, after: string, id
   const all = Int32Array.from(ids);
   return {
     numTokens: all.length,
-    perplexityBefore: perplexity(plain, all),
-    perplexityAfter: perplexity(quantized, all),
+    perplexityBefore: perplexityOf(plain, all),
+    perplexityAfter: perplexityOf(quantized, all),
     perplexityRounded: perplexityRounded(engine, after, plain.dtype, all),
     layers: layerErrors(plain, quantized, all),
   };
@@ -58,10 +58,11 @@ export function compareOutputs(engine: Engine, before: string, after: string, id
 function perplexityRounded(engine: Engine, path: string, dtype: ModelDType, ids: Int32Array): number | null {
   using rounded = loadModel(engine, path, { dtype, activations: "scheme" });
   const isRounded = [...rounded.parameters.values()].some(({ scales }) => scales?.activations !== undefined);
-  return isRounded ? perplexity(rounded, ids) : null;
+  return isRounded ? perplexityOf(rounded, ids) : null;
 }
 
-function perplexity(model: Decoder, ids: Int32Array): number {
+/** exp of the mean cross-entropy of a text's tokens, in windows of at most 512 that know nothing of each other. */
+export function perplexityOf(model: Decoder, ids: Int32Array): number {
   const { engine } = model;
   let [loss, count] = [0, 0];
   const size = Math.min(windowTokens, model.config.maxPositions);

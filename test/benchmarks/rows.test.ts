@@ -1,8 +1,14 @@
 /** The benchmark's own arithmetic: names, turns, medians, and what counts as a bar met. Nothing is timed here. */
 import { describe, expect, test } from "vitest";
 import { engineNames } from "../../benchmarks/engine.ts";
+import { fp8BytesOf } from "../../benchmarks/fp8-size.ts";
+import { bytesPerToken } from "../../benchmarks/fp8-text.ts";
+import { inferenceNames } from "../../benchmarks/inference.ts";
 import { fastest, interleave, median, type Row } from "../../benchmarks/measure.ts";
 import { isMet, judgements, ratioOf, roofFractionOf, textTable } from "../../benchmarks/report.ts";
+import { modelPresets } from "../../src/config/model-presets.ts";
+import { checkModelConfig, plainRouting } from "../../src/config/model.ts";
+import { mayBeFp8, parameterSpecs, type ParameterSpec } from "../../src/model/parameters.ts";
 
 const row = (fields: Partial<Row>): Row => ({
   name: "gemm.f32.t1.m64.n576.k576",
@@ -22,6 +28,56 @@ describe("rows of the engine", () => {
     expect(Object.fromEntries(counts)).toEqual({ gemm: 108, gemv: 2, train: 3, decode: 1, prefill: 1, wasm: 1 });
     for (const name of ["gemm.bf16.t2.m2048.n4096.k1536", "gemv.bf16", "train.memory", "decode.bf16", "prefill.bf16", "wasm.gemm"])
       expect(names).toContain(name);
+  });
+});
+
+describe("rows of inference", () => {
+  test("all are named differently, those of the issue among them", () => {
+    const names = inferenceNames();
+    expect(new Set(names).size).toBe(names.length);
+    const wanted = [
+      "decode.fp8",
+      "prefill.fp8",
+      "serve.throughput",
+      "serve.ttft",
+      "fp8.bytes",
+      "fp8.perplexity",
+      "tp.memory.5",
+      "tp.memory.7",
+    ];
+    for (const name of wanted) expect(names).toContain(name);
+  });
+  test("arithmetic of an FP8 model's bytes is that of the parameters that a quantized model has", () => {
+    const config = checkModelConfig({
+      ...modelPresets["smollm2-135m"],
+      architecture: "mixtral",
+      vocabSize: 50,
+      hiddenSize: 24,
+      numLayers: 2,
+      numHeads: 3,
+      numKvHeads: 1,
+      headDim: 8,
+      ffnSize: 20,
+      moe: { ...plainRouting, numExperts: 4, topK: 2, expertFfnSize: 20 },
+    });
+    const ofSpec = (spec: ParameterSpec): number => {
+      const { shape, dtype } = spec;
+      const size = shape.reduce((n, dim) => n * dim, 1);
+      // A scale for each output: all dimensions but the last.
+      if (mayBeFp8(spec)) return size + (4 * size) / (shape.at(-1) ?? 1);
+      return size * (dtype === "f32" ? 4 : 2);
+    };
+    expect(fp8BytesOf(config)).toBe(parameterSpecs(config, "bf16").reduce((bytes, spec) => bytes + ofSpec(spec), 0));
+  });
+  test("a token reads everything but the experts that it does not visit", () => {
+    const parameter = (byteLength: number): { byteLength: number; scales: null } => ({ byteLength, scales: null });
+    const parameters = new Map([
+      ["embedding.weight", parameter(100)],
+      ["layers.0.moe.experts.gate", parameter(80)],
+      ["layers.0.moe.router.weight", parameter(7)],
+    ]);
+    const config = { moe: { topK: 2, numExperts: 8 } };
+    expect(bytesPerToken({ config, parameters } as unknown as Parameters<typeof bytesPerToken>[0])).toBe(127);
   });
 });
 
@@ -48,11 +104,14 @@ describe("samples", () => {
 });
 
 describe("bars", () => {
-  test("a rate must reach its bar and bytes must not exceed it", () => {
+  test("a rate must reach its bar; bytes, times and perplexities must not exceed it", () => {
     expect(isMet(row({ ours: [75] }))).toBe(true);
     expect(isMet(row({ ours: [74] }))).toBe(false);
     expect(isMet(row({ unit: "bytes", bar: 0.8, ours: [80] }))).toBe(true);
     expect(isMet(row({ unit: "bytes", bar: 0.8, ours: [81] }))).toBe(false);
+    expect(isMet(row({ unit: "ms", bar: 0.5, ours: [50] }))).toBe(true);
+    expect(isMet(row({ unit: "ms", bar: 0.5, ours: [51] }))).toBe(false);
+    expect(isMet(row({ unit: "perplexity", bar: 1.01, ours: [102] }))).toBe(false);
   });
   test("a row without a rival is neither met nor missed, and the table says so", () => {
     const alone = row({ rival: [], note: "no python" });
