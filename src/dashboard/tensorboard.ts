@@ -189,8 +189,8 @@ function valuesOf(record: Readonly<Record<string, unknown>>): Buffer[] {
       return values;
     case "similarity":
       for (const layer of layers)
-        for (const of of ["weights", "outputs"])
-          numbers({ [of]: asObject(layer[of])?.["mean"] }, `similarity/layer ${String(asCount(layer["layer"]) ?? 0).padStart(3, "0")}`);
+        for (const what of ["weights", "outputs"])
+          numbers({ [what]: asObject(layer[what])?.["mean"] }, `similarity/layer ${String(asCount(layer["layer"]) ?? 0).padStart(3, "0")}`);
       return values;
     default:
       return values;
