@@ -16,9 +16,10 @@ import { Roof } from "./process.ts";
 import { profile, profiles, type ProfileName } from "./profile.ts";
 import { moeRows } from "./moe.ts";
 import { parallelRows } from "./parallel.ts";
+import { plannerRows } from "./planner.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows } as const;
+const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows, planner: plannerRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;
