@@ -40,10 +40,13 @@ export async function createProgram(verb?: string): Promise<Command> {
     .version(version())
     .exitOverride()
     .showSuggestionAfterError()
+    // Options belong to the verb that they stand behind: `moe plan` and `moe plan calibrate` both have a --cluster.
+    .enablePositionalOptions()
     .allowExcessArguments(false);
   const only = verb !== undefined && Object.hasOwn(verbs, verb) ? verbs[verb] : undefined;
   for (const load of only === undefined ? Object.values(verbs) : [only]) (await load())(program);
-  for (const command of program.commands) command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
+  for (const command of program.commands.flatMap((verb) => [verb, ...verb.commands]))
+    command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
   return program;
 }
 

@@ -19,7 +19,18 @@ function rowsOf(efficiency: EfficiencyConfig, nodes: "one" | "several"): Prepare
     ] as const) {
       for (const microBatch of [1, 4]) {
         if (nodes === "one" && tp * dp * pp > 8) continue;
-        const sizes = { numHeads: 16, numKvHeads: 16, numLayers: 8, sequenceLength: 1024, vocabSize: 50_257, ffnSize: null };
+        const sizes = {
+          numHeads: 16,
+          numKvHeads: 16,
+          numLayers: 8,
+          sequenceLength: 1024,
+          vocabSize: 50_257,
+          ffnSize: null,
+          numExperts: 0,
+          topK: 0,
+          ep: 1,
+          zero: 0,
+        } as const;
         rows.push({
           ...sizes,
           line: rows.length + 2,

@@ -10,6 +10,7 @@ import type { ClusterConfig, EfficiencyConfig } from "../config/cluster.ts";
 import { createCostModel } from "./cost.ts";
 import type { Measurement } from "./measurements.ts";
 import { minimize, type MinimizeOptions } from "./minimize.ts";
+import { plainRouting } from "../config/model.ts";
 import { gptShape } from "./shape.ts";
 import { CachedCosts, evenStages, stepTime } from "./step-time.ts";
 import type { ModelShape, PlanLayout, Recompute, Software, StagePlan, Workload } from "./types.ts";
@@ -61,17 +62,28 @@ export function paddedVocabulary(vocabSize: number, tp: number): number {
 }
 
 export function prepareRow(row: Measurement, software: Software, recompute: Recompute): PreparedRow {
-  const { tp, dp, pp, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength } = row;
+  const { tp, dp, pp, ep, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } = row;
   const gpt = gptShape({ numLayers, hiddenSize, numHeads, vocabSize: paddedVocabulary(row.vocabSize, tp) });
   const model: ModelShape =
-    ffnSize === null ? { ...gpt, numKvHeads } : { ...gpt, numKvHeads, ffnSize, ffnMatrices: 3, style: "llama", tiedEmbeddings: false };
+    ffnSize === null
+      ? { ...gpt, numKvHeads }
+      : {
+          ...gpt,
+          numKvHeads,
+          ffnSize,
+          ffnMatrices: 3,
+          style: "llama",
+          tiedEmbeddings: false,
+          moe: numExperts === 0 ? null : { ...plainRouting, numExperts, topK, expertFfnSize: ffnSize },
+        };
   const choice = row.recompute ?? recompute;
   return {
     workload: { model, sequenceLength, batchSequences: row.batchSequences, software },
-    layout: { pp, dp, tp, ep: 1, etp: 1, microBatch, interleave: 1, sequenceParallel: false, zero: 0 },
+    layout: { pp, dp, tp, ep, etp: 1, microBatch, interleave: 1, sequenceParallel: false, zero },
     stages: evenStages(numLayers, pp, choice),
     seconds: row.seconds,
-    key: [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, sequenceLength, tp, microBatch, choice].join(),
+    // Of the data-parallel degree layers know where experts' groups lie.
+    key: [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, numExperts, topK, sequenceLength, tp, ep, microBatch, choice].join(),
   };
 }
 
@@ -109,4 +121,64 @@ export function fitEfficiency(rows: readonly PreparedRow[], options: Calibration
     return meanError(predictRows(rows, { ...cluster, efficiency: decode(x) }), rows) + priorWeight * away;
   };
   return decode(minimize(objective, start, options.minimizer).x);
+}
+
+export interface CalibrateClusterOptions {
+  readonly cluster: ClusterConfig;
+  readonly software: Software;
+  /** Recomputation of rows that do not say. */
+  readonly recompute: Recompute;
+  readonly minimizer?: MinimizeOptions;
+}
+
+export interface CalibrationReport {
+  /** With the fitted efficiency. */
+  readonly cluster: ClusterConfig;
+  readonly fitted: readonly EfficiencyKey[];
+  readonly numRows: number;
+  /** With the cluster's own constants. */
+  readonly meanErrorBefore: number;
+  readonly meanError: number;
+  /** Of rows that were not fitted: five folds, every fifth row each. Null below ten rows. */
+  readonly heldOutError: number | null;
+  /** Up to five, the worst first. */
+  readonly worst: readonly { readonly line: number; readonly measuredSeconds: number; readonly predictedSeconds: number }[];
+}
+
+const numFolds = 5;
+
+/** Fits and judges: what `moe plan calibrate` does. Throws `configuration` where a row does not fit the cluster's nodes or its device. */
+export function calibrateCluster(measurements: readonly Measurement[], options: CalibrateClusterOptions): CalibrationReport {
+  const { cluster, software, recompute, minimizer = { restarts: 3, iterations: 300 } } = options;
+  const rows = measurements.map((row) => prepareRow(row, software, recompute));
+  const keys = fittedKeys(rows, cluster);
+  const fitOptions = { cluster, keys, minimizer };
+  const fitted = { ...cluster, efficiency: fitEfficiency(rows, fitOptions) };
+  const predicted = predictRows(rows, fitted);
+  const worst = measurements
+    .map(({ line, seconds }, i) => ({ line, measuredSeconds: seconds, predictedSeconds: predicted[i] ?? 0 }))
+    .toSorted((a, b) => Math.abs(b.predictedSeconds / b.measuredSeconds - 1) - Math.abs(a.predictedSeconds / a.measuredSeconds - 1));
+  return {
+    cluster: fitted,
+    fitted: keys,
+    numRows: rows.length,
+    meanErrorBefore: meanError(predictRows(rows, cluster), rows),
+    meanError: meanError(predicted, rows),
+    heldOutError: rows.length < 2 * numFolds ? null : heldOutError(rows, { ...fitOptions, minimizer: { restarts: 2, iterations: 150 } }),
+    worst: worst.slice(0, 5),
+  };
+}
+
+/** Every fold starts from the cluster's own constants: nothing of the rows that it predicts. */
+function heldOutError(rows: readonly PreparedRow[], options: CalibrationOptions): number {
+  let sum = 0;
+  for (let fold = 0; fold < numFolds; fold++) {
+    const held = rows.filter((_, i) => i % numFolds === fold);
+    const efficiency = fitEfficiency(
+      rows.filter((_, i) => i % numFolds !== fold),
+      options,
+    );
+    sum += meanError(predictRows(held, { ...options.cluster, efficiency }), held) * held.length;
+  }
+  return sum / rows.length;
 }

@@ -22,13 +22,19 @@ describe("measurements", () => {
       sequenceLength: 1024,
       vocabSize: 50_257,
       ffnSize: null,
+      numExperts: 0,
+      topK: 0,
       tp: 4,
       dp: 1,
       pp: 2,
+      ep: 1,
+      zero: 0,
       recompute: null,
       seconds: 0.1606,
     });
     const more = parseMeasurements(`recompute,vocabulary,kv heads,ffn size,${header}\r\nfull,32000,4,5504,${good}\r\n\r\n`, "m.csv");
+    const sparse = parseMeasurements(`experts,top-k,ffn size,expert parallelism,zero,${header}\n8,2,5504,4,1,${good}`, "m.csv");
+    expect(sparse).toMatchObject([{ numExperts: 8, topK: 2, ffnSize: 5504, ep: 4, zero: 1 }]);
     expect(more).toMatchObject([{ recompute: "full", vocabSize: 32_000, numKvHeads: 4, ffnSize: 5504, tp: 4, seconds: 0.1606 }]);
   });
 
@@ -44,6 +50,14 @@ describe("measurements", () => {
     [`${header}\n\n16,8,2,2048,16,20,1024,4,1,2,160`, /line 3: tensor 4 \* data 1 \* pipeline 2 parallelism is 8, not 16 GPUs/],
     [`${header}\n8,9,2,2048,16,20,1024,4,1,2,160`, /line 2: data parallelism 1 \* micro batch 2 does not divide the global batch 9/],
     [`${header}\n32,8,2,2048,16,2,1024,4,1,8,160`, /line 2: pipeline parallelism 8 for 2 layers/],
+    [`zero,${header}\n4,${good}`, /line 2: zero: expected 0, 1, 2 or 3, got "4"/],
+    [`experts,${header}\n8,${good}`, /line 2: 8 experts without their ffn size/],
+    [`experts,top-k,ffn size,${header}\n8,9,1024,${good}`, /line 2: top-k 9 of 8 experts/],
+    [`expert parallelism,${header}\n4,${good}`, /line 2: top-k 0 and expert parallelism 4 without experts/],
+    [
+      `experts,top-k,ffn size,expert parallelism,${header}\n8,2,1024,3,${good}`,
+      /line 2: expert parallelism 3 with 8 experts on data 1 \* tensor 4 parallelism/,
+    ],
     [`recompute,${header}\nsome,${good}`, /line 2: recompute: expected none, selective, full, got "some"/],
   ])("a file that begins %j is refused with the line and the next step", (text, message) => {
     expect(() => parseMeasurements(text, "m.csv")).toThrow(message);

@@ -4,8 +4,8 @@
  * The first line names the columns, in any order. Required: `# GPUs`, `global batch`, `micro batch`, `hidden size`, `attention heads`,
  * `# layers`, `sequence length`, `tensor parallelism`, `data parallelism`, `pipeline parallelism`, `iteration time (ms)`. Optional:
  * `parameters (billion)` (not used), `vocabulary` (default 50257), `recompute` (none, selective, full; default: the caller's),
- * `ffn size` (default 4 times the hidden size, GELU; where it is given, SwiGLU of that size), `kv heads`, `micro-batches` (checked
- * against the batch). Models are GPT-2's kind unless `ffn size` is given. Names are compared without case. These are the columns of the sets that
+ * `ffn size` (default 4 times the hidden size, GELU; where it is given, SwiGLU of that size), `kv heads`, `experts` and `top-k` (every layer
+ * has so many experts of `ffn size`), `expert parallelism` (default 1), `zero` (0 to 3, default 0). Models are GPT-2's kind unless `ffn size` is given. Names are compared without case. These are the columns of the sets that
  * vTrain (arXiv 2312.12391) published.
  *
  * Not here: fitting (`calibrate.ts`).
@@ -28,9 +28,14 @@ export interface Measurement {
   readonly vocabSize: number;
   /** Null: GPT-2's kind. */
   readonly ffnSize: number | null;
+  /** Experts of `ffnSize` in every layer, and how many a token uses; 0: a dense network. */
+  readonly numExperts: number;
+  readonly topK: number;
   readonly tp: number;
   readonly dp: number;
   readonly pp: number;
+  readonly ep: number;
+  readonly zero: 0 | 1 | 2 | 3;
   /** Null: the file does not say. */
   readonly recompute: Recompute | null;
   readonly seconds: number;
@@ -49,7 +54,17 @@ const requiredColumns = [
   "pipeline parallelism",
   "iteration time (ms)",
 ] as const;
-const optionalColumns = ["parameters (billion)", "vocabulary", "recompute", "ffn size", "kv heads"] as const;
+const optionalColumns = [
+  "parameters (billion)",
+  "vocabulary",
+  "recompute",
+  "ffn size",
+  "kv heads",
+  "experts",
+  "top-k",
+  "expert parallelism",
+  "zero",
+] as const;
 type Column = (typeof requiredColumns)[number] | (typeof optionalColumns)[number];
 
 const usualVocabulary = 50_257;
@@ -125,14 +140,23 @@ function parseRow(cells: readonly string[], columns: ReadonlyMap<Column, number>
     sequenceLength: count("sequence length"),
     vocabSize: given("vocabulary") ? count("vocabulary") : usualVocabulary,
     ffnSize: given("ffn size") ? count("ffn size") : null,
+    numExperts: given("experts") ? count("experts") : 0,
+    topK: given("top-k") ? count("top-k") : 0,
     tp: count("tensor parallelism"),
     dp: count("data parallelism"),
     pp: count("pipeline parallelism"),
+    ep: given("expert parallelism") ? count("expert parallelism") : 1,
+    zero: zeroOf(text("zero"), fail),
     recompute: choice ?? null,
     seconds: number("iteration time (ms)") / 1000,
   };
   checkRow(row, fail);
   return row;
+}
+
+function zeroOf(text: string, fail: (problem: string) => never): 0 | 1 | 2 | 3 {
+  const stages = [0, 1, 2, 3] as const;
+  return stages.find((stage) => text === "" || text === String(stage)) ?? fail(`zero: expected 0, 1, 2 or 3, got "${text}"`);
 }
 
 function checkRow(row: Measurement, fail: (problem: string) => never): void {
@@ -144,5 +168,11 @@ function checkRow(row: Measurement, fail: (problem: string) => never): void {
   if (pp > numLayers) fail(`pipeline parallelism ${pp} for ${numLayers} layers`);
   if (tp > numHeads) fail(`tensor parallelism ${tp} for ${numHeads} attention heads`);
   if (hiddenSize % numHeads !== 0) fail(`hidden size ${hiddenSize} is not a multiple of ${numHeads} attention heads`);
+  const { numExperts, topK, ffnSize, ep } = row;
+  if (numExperts > 0 && ffnSize === null) fail(`${numExperts} experts without their ffn size`);
+  if (numExperts > 0 && (topK < 1 || topK > numExperts)) fail(`top-k ${topK} of ${numExperts} experts`);
+  if (numExperts === 0 && (topK > 0 || ep > 1)) fail(`top-k ${topK} and expert parallelism ${ep} without experts`);
+  if (numExperts > 0 && (ep > numExperts || (dp * tp) % ep !== 0))
+    fail(`expert parallelism ${ep} with ${numExperts} experts on data ${dp} * tensor ${tp} parallelism`);
   if (numHeads % numKvHeads !== 0) fail(`${numHeads} attention heads are not a multiple of ${numKvHeads} kv heads`);
 }

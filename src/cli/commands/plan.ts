@@ -13,6 +13,7 @@ import {
   type Objective,
   type PlanResult,
 } from "../../plan/index.ts";
+import { MoeError } from "../../util/errors.ts";
 import { systemError, writeFileAtomically } from "../../util/files.ts";
 import type { PipelineScheduleName } from "../../util/pipeline-schedule.ts";
 import { decimal, wholeNumber } from "../options.ts";
@@ -20,9 +21,11 @@ import { Output } from "../output.ts";
 import { readCluster, readModel } from "../plan-inputs.ts";
 import { planFiles } from "../plan-files.ts";
 import { describeServing, describeTraining } from "../plan-text.ts";
+import { addCalibrate } from "./plan-calibrate.ts";
 
 interface PlanFlags {
-  readonly cluster: string;
+  /** Always there; not declared as required, because `plan calibrate` has its own. */
+  readonly cluster?: string;
   readonly gpus?: number;
   readonly batch: number;
   readonly sequence?: number;
@@ -54,11 +57,13 @@ interface PlanFlags {
 const usualBatch = 2 ** 22;
 
 export function addPlan(program: Command): void {
-  program
+  const plan = program
     .command("plan")
+    // Options behind `calibrate` are its own.
+    .enablePositionalOptions()
     .description("parallel layout, pipeline split, memory, time and cost of training on a cluster that need not exist")
     .argument("<config>", "config.json of a model, a folder with one, or a preset (skywork-moe, skywork-13b, mixtral-8x7b, ...)")
-    .requiredOption("--cluster <name>", "cluster file (JSON) or preset (a800, a100-80, h800, rtx-4090, cpu, ...)")
+    .option("--cluster <name>", "cluster file (JSON) or preset (a800, a100-80, h800, rtx-4090, cpu, ...)")
     .option("--gpus <n>", "devices to use: whole nodes (default: all of the cluster)", wholeNumber(1))
     .option("--batch <tokens>", "tokens of one optimizer step", wholeNumber(1), usualBatch)
     .option("--sequence <tokens>", "length of a sequence (default: the model's, at most 8192)", wholeNumber(1))
@@ -85,6 +90,7 @@ export function addPlan(program: Command): void {
     .option("--out <folder>", "write layout, Megatron arguments, FlagScale configuration, timeline and report there")
     .option("--json", "print one JSON object")
     .action(run);
+  addCalibrate(plan);
 }
 
 function zeroStage(text: string): number {
@@ -107,6 +113,7 @@ function recomputeOf(text: string): PlanFlags["recompute"] {
 function run(source: string, flags: PlanFlags): void {
   const output = new Output({ json: flags.json === true });
   const model = readModel(source);
+  if (flags.cluster === undefined) throw new MoeError("usage", "plan: --cluster <name> is missing: a cluster file (JSON) or a preset");
   const whole = readCluster(flags.cluster);
   const cluster = flags.gpus === undefined ? whole : withNumDevices(whole, flags.gpus);
   if (flags.serve === true) {
