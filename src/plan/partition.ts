@@ -13,13 +13,15 @@
  *   T = max over s of (end of s + gradients_s) + max over s of optimizer_s
  *
  * where the ends are the longest paths through the operations (`pipeline-time.ts`), not a formula. With w_s = forward_s + backward_s,
- * every 1F1B satisfies both (fill, the work of s, drain; or out to the last stage and back, then what is left of s):
+ * every 1F1B satisfies, for all s and for all e <= s (fill, the work of s, drain down to stage e and its exchange; or out to the last
+ * stage and back, then what is left of s, and the same):
  *
- *   T >= sum over i < s of w_i + M w_s + gradients_0 + max of optimizer
- *   T >= sum of all w + (M - 1) backward_s + max(0, M - P + s) forward_s + gradients_0 + max of optimizer
+ *   T >= sum over i < s of forward_i + M w_s + sum over e <= i < s of backward_i + gradients_e + max of optimizer
+ *   T >= sum of all w + (M - 1) backward_s + max(0, M - P + s) forward_s - sum over i < e of backward_i + gradients_e + max of optimizer
  *
- * Method: dynamic programming from the last stage computes, for every stage and first layer, the least that each of these can become for
- * the layers that are left. Both are additive in what lies before, so the tables are exact for the bounds: at the root they give the
+ * Method: dynamic programming from the last stage computes, for every stage and first layer, the least that these can become for the
+ * layers that are left, with e among the stages before (`bottleneck`, `back`) and with e = s (`own`). All are additive in what lies
+ * before, so the tables are exact for the bounds: at the root they give the
  * **lower bound**, which holds for every split. Branch and bound then goes through the stages from the first, the most promising run of
  * layers first, cuts where the bound reaches the best T found, and evaluates T at the leaves. It ends with the optimum, or, where
  * `maxNodes` ends it, with the best found and the bound (`optimal` says which). O(P L^2) for the tables.
@@ -101,18 +103,27 @@ export function partitionSeconds(problem: PartitionProblem, layers: readonly num
   return oneForwardOneBackwardSeconds(forward, backward, gradients, P, problem.numMicroBatches, pipelineScratch(P)) + optimizer;
 }
 
-/** Least work, bottleneck, return path and update of what is left, at stage s with layers from l: row s * (L + 1) + l; Infinity: does not fit. */
+/**
+ * The least that these become for what is left, at stage s with layers from l, row s * (L + 1) + l; Infinity: does not fit. Work; fill, work
+ * and drain of a stage; fill, work and exchange of a stage; return path; update.
+ */
 interface Tables {
   readonly sum: Float64Array;
   readonly bottleneck: Float64Array;
+  readonly own: Float64Array;
   readonly back: Float64Array;
   readonly optimizer: Float64Array;
 }
 
-/** State of a branch: bounds of the stages chosen so far. */
+/** The stages chosen so far: their sums, and what each bound has become by them. */
 interface Branch {
-  readonly sum: number;
+  readonly forward: number;
+  readonly backward: number;
+  /** Max over e of gradients_e - sum over i < e of backward_i: what the end of a path adds to its drain down to stage 0. */
+  readonly tail: number;
+  /** Largest bound by fill, work, drain and exchange of a chosen stage. */
   readonly bottleneck: number;
+  /** Largest of what a chosen stage adds to the sum of all work on the return path. */
   readonly back: number;
   readonly optimizer: number;
 }
@@ -181,8 +192,8 @@ class PartitionSearch {
     const [P, L, M] = [this.#P, this.#L, this.#M];
     const size = (P + 1) * (L + 1);
     const table = (): Float64Array => new Float64Array(size).fill(Infinity);
-    const [sum, bottleneck, back, optimizer] = [table(), table(), table(), table()];
-    for (const values of [sum, bottleneck, back, optimizer]) values[P * (L + 1) + L] = 0;
+    const [sum, bottleneck, own, back, optimizer] = [table(), table(), table(), table(), table()];
+    for (const values of [sum, bottleneck, own, back, optimizer]) values[P * (L + 1) + L] = 0;
     for (let s = P - 1; s >= 0; s--) {
       for (let first = s; first <= L - P + s; first++) {
         const here = s * (L + 1) + first;
@@ -194,20 +205,22 @@ class PartitionSearch {
           const work = forward + (this.#backward[i] as number);
           sum[here] = Math.min(sum[here] as number, work + (sum[next] as number));
           bottleneck[here] = Math.min(bottleneck[here] as number, Math.max(M * work, work + (bottleneck[next] as number)));
+          const exchanged = M * work + (this.#gradients[i] as number);
+          own[here] = Math.min(own[here] as number, Math.max(exchanged, forward + (own[next] as number)));
           back[here] = Math.min(back[here] as number, Math.max(this.#backOf(s, i), back[next] as number));
           optimizer[here] = Math.min(optimizer[here] as number, Math.max(this.#optimizer[i] as number, optimizer[next] as number));
         }
       }
     }
-    return { sum, bottleneck, back, optimizer };
+    return { sum, bottleneck, own, back, optimizer };
   }
 
   solve(): LayerPartition | null {
-    const root: Branch = { sum: 0, bottleneck: 0, back: 0, optimizer: 0 };
-    const children = this.#children(0, 0, root, 0);
+    const root: Branch = { forward: 0, backward: 0, tail: 0, bottleneck: 0, back: 0, optimizer: 0 };
+    const children = this.#children(0, 0, root);
     const lowerBoundSeconds = children[0]?.bound ?? Infinity;
     if (lowerBoundSeconds === Infinity) return null;
-    this.#visit(0, 0, root, 0);
+    this.#visit(0, 0, root);
     const optimal = this.#numNodes < this.#maxNodes;
     // A split that fits exists, and the first descent reaches one: every table entry that is finite is a split's.
     if (this.#best === null) throw new MoeError("internal", "partition of layers: the search ended without a split");
@@ -215,7 +228,7 @@ class PartitionSearch {
   }
 
   /** Choices of stage s that can still lead to a better split, the most promising first. */
-  #children(s: number, first: number, branch: Branch, gradients: number): { n: number; bound: number; next: Branch }[] {
+  #children(s: number, first: number, branch: Branch): { n: number; bound: number; next: Branch }[] {
     const [P, L, M, tables] = [this.#P, this.#L, this.#M, this.#tables];
     const children: { n: number; bound: number; next: Branch }[] = [];
     for (let n = 1; n <= L - first - (P - s - 1); n++) {
@@ -224,29 +237,37 @@ class PartitionSearch {
       const rest = (s + 1) * (L + 1) + first + n;
       if (forward === Infinity || (tables.sum[rest] as number) === Infinity) continue;
       const work = forward + (this.#backward[i] as number);
+      // The exchange of a stage other than the first counts from where the drain leaves it.
+      const tail = Math.max(branch.tail, (this.#gradients[i] as number) - branch.backward);
       const next: Branch = {
-        sum: branch.sum + work,
-        bottleneck: Math.max(branch.bottleneck, branch.sum + M * work),
-        back: Math.max(branch.back, this.#backOf(s, i)),
+        forward: branch.forward + forward,
+        backward: branch.backward + (this.#backward[i] as number),
+        tail,
+        bottleneck: Math.max(branch.bottleneck, branch.forward + branch.backward + M * work + tail),
+        back: Math.max(branch.back, this.#backOf(s, i) + tail),
         optimizer: Math.max(branch.optimizer, this.#optimizer[i] as number),
       };
-      const through = Math.max(next.bottleneck, next.sum + (tables.bottleneck[rest] as number));
-      const back = next.sum + (tables.sum[rest] as number) + Math.max(next.back, tables.back[rest] as number);
-      const exchange = s === 0 ? (this.#gradients[i] as number) : gradients;
-      const bound = Math.max(through, back) + exchange + Math.max(next.optimizer, tables.optimizer[rest] as number);
+      const sum = next.forward + next.backward;
+      const bound =
+        Math.max(
+          next.bottleneck,
+          sum + (tables.bottleneck[rest] as number) + tail,
+          next.forward + (tables.own[rest] as number),
+          sum + (tables.sum[rest] as number) + Math.max(next.back, (tables.back[rest] as number) + tail),
+        ) + Math.max(next.optimizer, tables.optimizer[rest] as number);
       if (bound < this.#bestSeconds * (1 - 1e-12)) children.push({ n, bound, next });
     }
     return children.sort((a, b) => a.bound - b.bound || a.n - b.n);
   }
 
-  #visit(s: number, first: number, branch: Branch, gradients: number): void {
+  #visit(s: number, first: number, branch: Branch): void {
     const { forward, backward, gradients: exchange, counts } = this.#stage;
     if (s === this.#P) {
       const seconds = oneForwardOneBackwardSeconds(forward, backward, exchange, this.#P, this.#M, this.#scratch) + branch.optimizer;
       if (seconds < this.#bestSeconds) [this.#bestSeconds, this.#best] = [seconds, [...counts]];
       return;
     }
-    for (const { n, bound, next } of this.#children(s, first, branch, gradients)) {
+    for (const { n, bound, next } of this.#children(s, first, branch)) {
       // The first descent always ends, so that there is a split to return.
       if (this.#best !== null && (bound >= this.#bestSeconds * (1 - 1e-12) || this.#numNodes >= this.#maxNodes)) return;
       this.#numNodes++;
@@ -255,7 +276,7 @@ class PartitionSearch {
       backward[s] = this.#backward[i] as number;
       exchange[s] = this.#gradients[i] as number;
       counts[s] = n;
-      this.#visit(s + 1, first + n, next, s === 0 ? (exchange[0] as number) : gradients);
+      this.#visit(s + 1, first + n, next);
     }
   }
 }

@@ -51,7 +51,7 @@ export function searchLayouts(options: SearchOptions): SearchResult | string {
   const layouts = layoutsOf({ workload, numDevices: numDevices(cluster), devicesPerNode, fixed });
   const cache = new EvaluationCache();
   const bounded = layouts
-    .map((layout) => new LayoutEvaluation(layout, { maxNodes: 300, ...options }, cache))
+    .map((layout) => new LayoutEvaluation(layout, { maxNodes: 3000, ...options }, cache))
     .map((evaluation) => ({ evaluation, bound: evaluation.bound() }))
     .toSorted((a, b) => a.bound - b.bound || compareLayouts(a.evaluation.layout, b.evaluation.layout));
   const feasible: EvaluatedLayout[] = [];
@@ -105,7 +105,7 @@ function leanPlans(options: SearchOptions, layouts: readonly PlanLayout[], cache
   if (options.lean === false || (options.recompute !== undefined && options.recompute !== "auto")) return [];
   const plain = layouts
     .filter(({ interleave }) => interleave === 1)
-    .map((layout) => new LayoutEvaluation(layout, { maxNodes: 100, ...options, recompute: "full" }, cache))
+    .map((layout) => new LayoutEvaluation(layout, { maxNodes: 1000, ...options, recompute: "full" }, cache))
     .map((evaluation) => ({ evaluation, bound: evaluation.memoryBound() }))
     .toSorted((a, b) => a.bound - b.bound || compareLayouts(a.evaluation.layout, b.evaluation.layout));
   const found: EvaluatedLayout[] = [];
