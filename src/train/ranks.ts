@@ -28,6 +28,20 @@ export interface StepOptimizer extends Disposable {
   loadState(state: AdamWState): void;
 }
 
+/** Of one axis of the layout (docs/design/parallel.md). */
+export interface AxisTraffic {
+  /** That left their rank, of all ranks together. */
+  readonly bytes: number;
+  /** Inside calls, of the rank that was there longest: what communication cost. */
+  readonly seconds: number;
+  /** From start to end of operations, of the same kind: more than `seconds` where they overlap computation. */
+  readonly flightSeconds: number;
+}
+export interface RanksReport {
+  readonly traffic: Readonly<Record<string, AxisTraffic>>;
+  readonly peakBytes: number;
+}
+
 export interface TrainingRanks {
   readonly rank: number;
   readonly size: number;
@@ -47,6 +61,8 @@ export interface TrainingRanks {
   elementsOf(parameter: string): Interval | undefined;
   /** Waits for whatever of the last step is still under way: before weights are read. */
   settle(): void;
+  /** What ranks sent each other since the last call, of all ranks, and the most bytes that any had handed out; null: there is one rank. */
+  report(): RanksReport | null;
   /** Cross-entropy of each token of each batch, 0 where it bears no loss; dropless, off any tape. */
   tokenLosses(batches: readonly TokenBatch[]): Float32Array[];
   /** Of all layers with experts. */
@@ -83,6 +99,9 @@ export class AloneRanks implements TrainingRanks {
     return undefined;
   }
   settle(): void {}
+  report(): null {
+    return null;
+  }
   tokenLosses(batches: readonly TokenBatch[]): Float32Array[] {
     return batches.map((batch) => tokenLosses(this.#model, batch));
   }

@@ -20,7 +20,7 @@ import type { TrainingState } from "./checkpoint.ts";
 import { Coefficients } from "./coefficients.ts";
 import type { MicroResult, MicroStepInput } from "./micro-step.ts";
 import { optimizerParts, weightParts, type TensorPart } from "./parallel/parts.ts";
-import { AloneRanks, type StepOptimizer, type TrainingRanks } from "./ranks.ts";
+import { AloneRanks, type AxisTraffic, type StepOptimizer, type TrainingRanks } from "./ranks.ts";
 import { layerMetrics, loadCounts, updatedBias, type LayerMetrics, type MicroRouting } from "./routing.ts";
 import type { LayerSimilarity } from "./similarity.ts";
 
@@ -42,8 +42,10 @@ export interface StepMetrics {
   readonly tokensPerSecond: number;
   /** Model FLOPs (forward and backward, `flopsPerToken`) a second over `peakFlops`, or null where no peak is known. */
   readonly mfu: number | null;
-  /** Most bytes that the engine had handed out at once, since the trainer was made. */
+  /** Most bytes that the engine (of several ranks: any) had handed out at once, since the trainer was made. */
   readonly peakBytes: number;
+  /** Over several ranks: what they sent each other in this step, by axis of the layout. */
+  readonly traffic?: Readonly<Record<string, AxisTraffic>>;
   readonly layers: readonly LayerMetrics[];
 }
 
@@ -166,6 +168,7 @@ export class Trainer implements Disposable {
       tokensPerSecond: tokensSeen / seconds,
       mfu: this.peakFlops === null ? null : flops / seconds / this.peakFlops,
       peakBytes: this.model.engine.backend.peakBytes,
+      ...ranks.report(),
       layers,
     };
   }

@@ -11,10 +11,11 @@ import type { RunConfig } from "../../config/run.ts";
 import type { TokenBatch } from "../../data/dataset.ts";
 import type { Batch, Decoder, ModelShard, WholeTensor } from "../../model/index.ts";
 import type { AdamWOptions } from "../../optim/index.ts";
-import type { Communicator } from "../../parallel/communicator.ts";
+import type { Communicator, TrafficTable } from "../../parallel/communicator.ts";
 import { gatherValues } from "../../parallel/gather-values.ts";
 import { coordinatesOf } from "../../parallel/mesh.ts";
 import { runPipeline, type PipelineRun, type PipelineStage } from "../../parallel/pipeline.ts";
+import { copyTraffic, emptyTraffic, trafficSince } from "../../parallel/traffic.ts";
 import type { Recorder } from "../../parallel/recorder.ts";
 import type { Engine, Tensor } from "../../tensor/index.ts";
 import { MoeError } from "../../util/errors.ts";
@@ -23,7 +24,7 @@ import type { PipelineOperation } from "../../util/pipeline-schedule.ts";
 import { toModelBatch } from "../batch.ts";
 import { SequentialExecutor, type StepExecutor } from "../executor.ts";
 import type { MicroResult } from "../micro-step.ts";
-import type { StepOptimizer, TrainingRanks } from "../ranks.ts";
+import type { AxisTraffic, RanksReport, StepOptimizer, TrainingRanks } from "../ranks.ts";
 import { stageSimilarity, type LayerSimilarity } from "../similarity.ts";
 import { collectParts } from "./collect.ts";
 import type { TensorPart } from "./parts.ts";
@@ -55,6 +56,8 @@ export class MeshRanks implements TrainingRanks, Disposable {
   readonly #engine: Engine;
   readonly #world: Communicator;
   readonly #stages: readonly RankStage[];
+  /** Traffic by axis at the last report. */
+  readonly #reported = new Map<string, TrafficTable>();
   #optimizer: RankOptimizer | null = null;
 
   /** Owns the models. Throws `configuration` where the layout is for another number of ranks. */
@@ -104,6 +107,30 @@ export class MeshRanks implements TrainingRanks, Disposable {
     this.#optimizer?.finishGathers();
   }
 
+  report(): RanksReport {
+    const own = Object.entries(this.place.axes).flatMap(([axis, communicator]) => {
+      const { traffic } = communicator;
+      const since = trafficSince(traffic, this.#reported.get(axis) ?? emptyTraffic());
+      this.#reported.set(axis, copyTraffic(traffic));
+      const sum = (key: "sentBytes" | "seconds" | "flightSeconds"): number =>
+        Object.values(since).reduce((total, operation) => total + operation[key], 0);
+      return communicator.size === 1
+        ? []
+        : [{ axis, bytes: sum("sentBytes"), seconds: sum("seconds"), flightSeconds: sum("flightSeconds") }];
+    });
+    const all = this.gather({ own, peakBytes: this.#engine.backend.peakBytes });
+    const traffic = Object.fromEntries(
+      own.map(({ axis }): [string, AxisTraffic] => {
+        const ranks = all.flatMap((of) => of.own.filter((one) => one.axis === axis));
+        const most = (key: "seconds" | "flightSeconds"): number => Math.max(...ranks.map((one) => one[key]));
+        return [
+          axis,
+          { bytes: ranks.reduce((sum, { bytes }) => sum + bytes, 0), seconds: most("seconds"), flightSeconds: most("flightSeconds") },
+        ];
+      }),
+    );
+    return { traffic, peakBytes: Math.max(...all.map((of) => of.peakBytes)) };
+  }
   gather<T>(value: T): T[] {
     return gatherValues(this.#engine, this.#world, value);
   }
