@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { loadBackend } from "../../src/backend/load.ts";
 import type { LayoutInput } from "../../src/config/layout.ts";
 import { parseRunConfig, type RunConfig } from "../../src/config/run.ts";
-import { loadModel } from "../../src/model/index.ts";
+import { loadModel, type Decoder } from "../../src/model/index.ts";
 import { Engine } from "../../src/tensor/index.ts";
 import { train, trainOnRanks } from "../../src/train/index.ts";
 import { tinyRun } from "../train/harness.ts";
@@ -100,12 +100,10 @@ test.each<readonly [string, LayoutInput]>([
   patience,
 );
 test("a checkpoint of many ranks is one model, near that of one rank", () => {
-  const [one, many] = ["one", "many"].map((name) =>
-    loadModel(engine, join(runs(name), "checkpoints", "step-00000006"), { dtype: "f32", mapped: false }),
-  );
-  if (one === undefined || many === undefined) throw new Error("no model");
-  using _ = one;
-  using __ = many;
+  const load = (name: string): Decoder =>
+    loadModel(engine, join(runs(name), "checkpoints", "step-00000006"), { dtype: "f32", mapped: false });
+  using one = load("one");
+  using many = load("many");
   for (const [name, tensor] of one.parameters) {
     const [expected, got] = [tensor.toFloat32Array(), many.parameters.get(name)?.toFloat32Array()];
     const distance = Math.hypot(...expected.map((value, i) => value - (got?.[i] ?? NaN))) / Math.max(1e-9, Math.hypot(...expected));
