@@ -13,10 +13,10 @@ export const rootDir = dirname(nativeDir);
 /** Compiled once. Every other native/*.c is a kernel file, compiled once per instruction set. */
 export const runtimeFiles = ["context.c", "memory.c"];
 /** Of the native library alone: files, copies, CPUID; communicators between threads. */
-export const nativeOnlyFiles = ["system.c", "ranks/shared.c"];
+export const nativeOnlyFiles = ["system.c", "ranks/shared.c", "ranks/shared_world.c"];
 
 /** A library of its own, where there is an MPI to link it with: communicators between processes. */
-export const mpiFiles = ["ranks/mpi.c", "ranks/pulse.c"];
+export const mpiFiles = ["ranks/mpi.c", "ranks/mpi_transfers.c", "ranks/mpi_world.c", "ranks/pulse.c"];
 
 /** @returns {string[]} names of the kernel files, sorted */
 export function kernelFiles() {

@@ -14,174 +14,14 @@
  * one rank travels the same way. It needs MPI_THREAD_MULTIPLE; without it ranks find out by the timeouts of their waits.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
-#include <mpi.h>
-#include <pthread.h>
 #include <sched.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#if defined(__linux__)
-#include <sys/prctl.h>
-#endif
 
-#include "operation.h"
 #include "ordered_sum.h"
-#include "pulse.h"
+#include "ranks_mpi.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
-/* Bytes of one MPI message: counts are ints. Tags of collectives: 16 phases of 2048 operations. */
-enum { MAX_MESSAGE = 1 << 30, PHASES = 16, TAGS = 32768, STAMP_PHASE = 15, STAMP_TAG = 16384, SPARE_BUFFERS = 8 };
 #define SPIN_NS 30e3
-
-typedef struct {
-  char *data;
-  size_t bytes;
-} buffer;
-
-struct operation;
-struct membership;
-
-typedef struct {
-  MPI_Comm world;
-  int rank, size, provided;
-  struct operation *active;
-  struct membership *memberships;
-  buffer spare[SPARE_BUFFERS];
-  double mismatch[6];
-  char error[MPI_MAX_ERROR_STRING + 64];
-  pulse *pulse; /* NULL without MPI_THREAD_MULTIPLE */
-} member_rank;
-
-typedef struct membership {
-  struct membership *next;
-  member_rank *self;
-  MPI_Comm collective, direct;
-  int rank, size;
-  int *members;
-  uint32_t begun;
-} membership;
-
-/* A transfer of one MPI message, and what must come of it. */
-typedef struct {
-  MPI_Request request;
-  int peer, bytes, receives;
-} transfer;
-
-typedef struct operation {
-  struct operation *next;
-  membership *in;
-  uint32_t sequence;
-  int kind, dtype, peer, tag, phase, done;
-  int64_t extent;
-  char *ptr, *out;
-  int64_t *lengths, *receives;
-  double leave, arrive;
-  double *stamps; /* of each rank, where a link is emulated */
-  double stamp;
-  buffer parts; /* slices that came, or a copy of a message */
-  transfer *transfers;
-  int num_transfers, capacity;
-} operation;
-
-/* ---- buffers ---- */
-
-static buffer take_buffer(member_rank *self, size_t bytes) {
-  int best = -1;
-  for (int i = 0; i < SPARE_BUFFERS; i++)
-    if (self->spare[i].bytes >= bytes && (best < 0 || self->spare[i].bytes < self->spare[best].bytes)) best = i;
-  if (best >= 0 && self->spare[best].data) {
-    buffer found = self->spare[best];
-    self->spare[best] = (buffer){NULL, 0};
-    return found;
-  }
-  return (buffer){malloc(bytes ? bytes : 1), bytes};
-}
-
-static void keep_buffer(member_rank *self, buffer used) {
-  int least = 0;
-  if (!used.data) return;
-  for (int i = 1; i < SPARE_BUFFERS; i++)
-    if (self->spare[i].bytes < self->spare[least].bytes) least = i;
-  buffer out = self->spare[least].bytes < used.bytes ? self->spare[least] : used;
-  if (out.data != used.data) self->spare[least] = used;
-  free(out.data);
-}
-
-/* ---- transfers ---- */
-
-static int failed(member_rank *self, const char *what, int code) {
-  char text[MPI_MAX_ERROR_STRING];
-  int length = 0;
-  MPI_Error_string(code, text, &length);
-  snprintf(self->error, sizeof self->error, "%s: %.*s", what, length, text);
-  return -3;
-}
-
-static int add_transfer(operation *op, MPI_Comm comm, char *data, int64_t bytes, int peer, int tag, int receives) {
-  member_rank *self = op->in->self;
-  do {
-    const int n = (int)(bytes < MAX_MESSAGE ? bytes : MAX_MESSAGE);
-    if (op->num_transfers == op->capacity) {
-      const int capacity = op->capacity ? 2 * op->capacity : 8;
-      transfer *grown = realloc(op->transfers, (size_t)capacity * sizeof *grown);
-      if (!grown) return -3;
-      op->transfers = grown;
-      op->capacity = capacity;
-    }
-    transfer *t = &op->transfers[op->num_transfers];
-    *t = (transfer){MPI_REQUEST_NULL, peer, n, receives};
-    const int code = receives ? MPI_Irecv(data, n, MPI_BYTE, peer, tag, comm, &t->request) : MPI_Isend(data, n, MPI_BYTE, peer, tag, comm, &t->request);
-    if (code != MPI_SUCCESS) return failed(self, receives ? "MPI_Irecv" : "MPI_Isend", code);
-    op->num_transfers++;
-    data += n;
-    bytes -= n;
-  } while (bytes > 0);
-  return 0;
-}
-
-static int tag_of(const operation *op, int phase) { return (int)((op->sequence * PHASES + (uint32_t)phase) % TAGS); }
-
-static int send_to(operation *op, int r, char *data, int64_t bytes, int phase) {
-  return add_transfer(op, op->in->collective, data, bytes, r, tag_of(op, phase), 0);
-}
-static int receive_from(operation *op, int r, char *data, int64_t bytes, int phase) {
-  return add_transfer(op, op->in->collective, data, bytes, r, tag_of(op, phase), 1);
-}
-
-/* Where a link is emulated: tells when what was sent arrives. */
-static int exchange_stamp(operation *op, int r, int sends, int receives) {
-  if (!op->stamps) return 0;
-  int code = sends ? send_to(op, r, (char *)&op->stamp, sizeof op->stamp, STAMP_PHASE) : 0;
-  if (code == 0 && receives) code = receive_from(op, r, (char *)&op->stamps[r], sizeof op->stamp, STAMP_PHASE);
-  return code;
-}
-
-/* All transfers are over: 1. Not yet: 0. What came is not what must come: -1. An error of MPI: -3. */
-static int test_transfers(operation *op) {
-  member_rank *self = op->in->self;
-  for (; op->num_transfers > 0; op->num_transfers--) {
-    transfer *t = &op->transfers[op->num_transfers - 1];
-    int flag = 0, count = 0;
-    MPI_Status status;
-    const int code = MPI_Test(&t->request, &flag, &status);
-    int class = MPI_SUCCESS;
-    if (code != MPI_SUCCESS) MPI_Error_class(code, &class);
-    if (code != MPI_SUCCESS && class != MPI_ERR_TRUNCATE) return failed(self, "MPI_Test", code);
-    if (code == MPI_SUCCESS && !flag) return 0;
-    if (t->receives && code == MPI_SUCCESS) MPI_Get_count(&status, MPI_BYTE, &count);
-    if (!t->receives || (code == MPI_SUCCESS && count == t->bytes)) continue;
-    const membership *in = op->in;
-    /* Its operation is not known: only that it sent something else. */
-    const double found[6] = {in->members[in->rank], op->kind, t->bytes, in->members[t->peer], -1, code == MPI_SUCCESS ? count : -1};
-    memcpy(self->mismatch, found, sizeof found);
-    return -1;
-  }
-  return 1;
-}
 
 /* ---- operations ---- */
 
@@ -206,15 +46,15 @@ static int begin_sum(operation *op) {
   const membership *in = op->in;
   const size_t element = sum_element_bytes(op->dtype);
   size_t start, own = slice_of(op, in->rank, &start);
-  op->parts = take_buffer(in->self, own * element * (size_t)in->size);
+  op->parts = moe_mpi_take_buffer(in->self, own * element * (size_t)in->size);
   if (!op->parts.data) return -3;
   for (int i = 1; i < in->size; i++) {
     const int to = (in->rank + i) % in->size, from = (in->rank - i + in->size) % in->size;
     const size_t n = slice_of(op, to, &start);
-    int code = own ? receive_from(op, from, op->parts.data + (size_t)from * own * element, (int64_t)(own * element), 0) : 0;
-    if (code == 0 && n) code = send_to(op, to, op->ptr + start * element, (int64_t)(n * element), 0);
-    if (code == 0) code = exchange_stamp(op, to, 1, 0);
-    if (code == 0) code = exchange_stamp(op, from, 0, 1);
+    int code = own ? moe_mpi_receive_from(op, from, op->parts.data + (size_t)from * own * element, (int64_t)(own * element), 0) : 0;
+    if (code == 0 && n) code = moe_mpi_send_to(op, to, op->ptr + start * element, (int64_t)(n * element), 0);
+    if (code == 0) code = moe_mpi_exchange_stamp(op, to, 1, 0);
+    if (code == 0) code = moe_mpi_exchange_stamp(op, from, 0, 1);
     if (code != 0) return code;
   }
   return 0;
@@ -241,8 +81,8 @@ static int begin_gather_of_sums(operation *op) {
   for (int i = 1; i < in->size; i++) {
     const int to = (in->rank + i) % in->size, from = (in->rank - i + in->size) % in->size;
     const size_t n = slice_of(op, from, &start);
-    int code = n ? receive_from(op, from, op->ptr + start * element, (int64_t)(n * element), 1) : 0;
-    if (code == 0 && own) code = send_to(op, to, op->ptr + own_start * element, (int64_t)(own * element), 1);
+    int code = n ? moe_mpi_receive_from(op, from, op->ptr + start * element, (int64_t)(n * element), 1) : 0;
+    if (code == 0 && own) code = moe_mpi_send_to(op, to, op->ptr + own_start * element, (int64_t)(own * element), 1);
     if (code != 0) return code;
   }
   return 0;
@@ -261,10 +101,10 @@ static int begin_copies(operation *op) {
       if (target != source && sends) memcpy(target, source, (size_t)sends);
       continue;
     }
-    int code = receives ? receive_from(op, from, target, receives, 0) : 0;
-    if (code == 0 && sends) code = send_to(op, to, source, sends, 0);
-    if (code == 0) code = exchange_stamp(op, to, 1, 0);
-    if (code == 0) code = exchange_stamp(op, from, 0, 1);
+    int code = receives ? moe_mpi_receive_from(op, from, target, receives, 0) : 0;
+    if (code == 0 && sends) code = moe_mpi_send_to(op, to, source, sends, 0);
+    if (code == 0) code = moe_mpi_exchange_stamp(op, to, 1, 0);
+    if (code == 0) code = moe_mpi_exchange_stamp(op, from, 0, 1);
     if (code != 0) return code;
   }
   return 0;
@@ -273,13 +113,13 @@ static int begin_copies(operation *op) {
 static int begin_broadcast(operation *op) {
   const membership *in = op->in;
   if (in->rank != op->peer) {
-    const int code = receive_from(op, op->peer, op->ptr, op->extent, 0);
-    return code ? code : exchange_stamp(op, op->peer, 0, 1);
+    const int code = moe_mpi_receive_from(op, op->peer, op->ptr, op->extent, 0);
+    return code ? code : moe_mpi_exchange_stamp(op, op->peer, 0, 1);
   }
   for (int i = 1; i < in->size; i++) {
     const int to = (in->rank + i) % in->size;
-    int code = send_to(op, to, op->ptr, op->extent, 0);
-    if (code == 0) code = exchange_stamp(op, to, 1, 0);
+    int code = moe_mpi_send_to(op, to, op->ptr, op->extent, 0);
+    if (code == 0) code = moe_mpi_exchange_stamp(op, to, 1, 0);
     if (code != 0) return code;
   }
   return 0;
@@ -289,23 +129,23 @@ static int begin_broadcast(operation *op) {
 static int begin_barrier_round(operation *op, int round) {
   const membership *in = op->in;
   const int step = 1 << round, to = (in->rank + step) % in->size, from = (in->rank - step % in->size + in->size) % in->size;
-  const int code = receive_from(op, from, NULL, 0, round);
-  return code ? code : send_to(op, to, NULL, 0, round);
+  const int code = moe_mpi_receive_from(op, from, NULL, 0, round);
+  return code ? code : moe_mpi_send_to(op, to, NULL, 0, round);
 }
 
 static int begin_message(operation *op, int buffered) {
   const membership *in = op->in;
   char *data = op->ptr;
   if (op->kind == SEND && buffered) {
-    op->parts = take_buffer(in->self, (size_t)op->extent);
+    op->parts = moe_mpi_take_buffer(in->self, (size_t)op->extent);
     if (!op->parts.data) return -3;
     data = memcpy(op->parts.data, op->ptr, (size_t)op->extent);
   }
   const int receives = op->kind == RECV;
-  int code = add_transfer(op, in->direct, data, op->extent, op->peer, op->tag, receives);
+  int code = moe_mpi_add_transfer(op, in->direct, data, op->extent, op->peer, op->tag, receives);
   if (code == 0 && op->stamps) {
     char *stamp = (char *)(receives ? &op->stamps[op->peer] : &op->stamp);
-    code = add_transfer(op, in->direct, stamp, sizeof op->stamp, op->peer, op->tag + STAMP_TAG, receives);
+    code = moe_mpi_add_transfer(op, in->direct, stamp, sizeof op->stamp, op->peer, op->tag + STAMP_TAG, receives);
   }
   return code;
 }
@@ -315,7 +155,7 @@ static int step(operation *op) {
   if (op->done) return 1;
   const int size = op->in->size;
   for (;;) {
-    const int result = test_transfers(op);
+    const int result = moe_mpi_test_transfers(op);
     if (result != 1) return result;
     int next = 0;
     if (op->kind == BARRIER && 1 << (op->phase + 1) < size) next = begin_barrier_round(op, ++op->phase);
@@ -333,7 +173,7 @@ static int step(operation *op) {
 }
 
 static void free_operation(operation *op) {
-  keep_buffer(op->in->self, op->parts);
+  moe_mpi_keep_buffer(op->in->self, op->parts);
   free(op->lengths);
   free(op->receives);
   free(op->stamps);
@@ -341,8 +181,7 @@ static void free_operation(operation *op) {
   free(op);
 }
 
-/* Buffered messages belong to nobody any more: they go when they have left. */
-static int step_all(member_rank *self) {
+int moe_mpi_step_all(member_rank *self) {
   for (operation **link = &self->active; *link;) {
     operation *op = *link;
     const int result = step(op);
@@ -366,103 +205,6 @@ static double status_of(const operation *op, int result) {
 }
 
 /* ---- what is called ---- */
-
-/* Plugins of Open MPI look its symbols up globally, and whoever loaded this library did so locally. */
-static void make_mpi_global(void) {
-  Dl_info info;
-  if (dladdr((void *)(uintptr_t)MPI_Init_thread, &info) && info.dli_fname) dlopen(info.dli_fname, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
-}
-
-/* Starts MPI and the pulse, which takes a rank for lost after `lost_seconds` of silence. NULL where MPI does not start. */
-EXPORT member_rank *moe_mpi_init(double lost_seconds) {
-  int is_initialized = 0;
-  make_mpi_global();
-  MPI_Initialized(&is_initialized);
-  member_rank *self = calloc(1, sizeof *self);
-  if (!self || is_initialized) {
-    free(self);
-    return NULL;
-  }
-  if (MPI_Init_thread(NULL, NULL, MPI_THREAD_MULTIPLE, &self->provided) != MPI_SUCCESS) {
-    free(self);
-    return NULL;
-  }
-#if defined(__linux__)
-  prctl(PR_SET_TIMERSLACK, 1000); /* ns: short sleeps are as short as they say */
-#endif
-  MPI_Comm_dup(MPI_COMM_WORLD, &self->world);
-  MPI_Comm_set_errhandler(self->world, MPI_ERRORS_RETURN);
-  MPI_Comm_rank(self->world, &self->rank);
-  MPI_Comm_size(self->world, &self->size);
-  if (self->provided == MPI_THREAD_MULTIPLE && self->size > 1) self->pulse = pulse_start(self->rank, self->size, lost_seconds);
-  return self;
-}
-EXPORT int moe_mpi_rank(const member_rank *self) { return self->rank; }
-EXPORT int moe_mpi_size(const member_rank *self) { return self->size; }
-EXPORT int moe_mpi_has_pulse(const member_rank *self) { return self->pulse != NULL; }
-
-/* Ends the group: tells all others why. */
-EXPORT void moe_mpi_end(member_rank *self, const char *reason) { pulse_end(self->pulse, reason); }
-/* Whether another rank ended the group, or is lost; then `moe_mpi_reason` says why. */
-EXPORT int moe_mpi_has_ended(const member_rank *self) { return pulse_has_ended(self->pulse); }
-EXPORT const char *moe_mpi_reason(const member_rank *self) { return self->pulse ? pulse_reason(self->pulse) : ""; }
-/* The rank that gave the reason; -1 where it was this one's observation that another is lost. */
-EXPORT int moe_mpi_reason_rank(const member_rank *self) { return self->pulse ? pulse_reason_rank(self->pulse) : -1; }
-EXPORT const char *moe_mpi_error(const member_rank *self) { return self->error; }
-
-static void *exit_soon(void *argument) {
-  (void)argument;
-  sleep(3);
-  _exit(1);
-}
-
-/* Ends all processes of the job with this exit code, this one within three seconds even where MPI cannot reach the others. */
-EXPORT void moe_mpi_abort(member_rank *self, int code) {
-  pthread_t thread;
-  if (pthread_create(&thread, NULL, exit_soon, NULL) == 0) pthread_detach(thread);
-  MPI_Abort(self->world, code);
-  _exit(code);
-}
-
-/* When all ranks are through: says so, and ends MPI; the process lives on. 0, or -1 where the group was ended instead: then abort. */
-EXPORT int moe_mpi_finalize(member_rank *self) {
-  /* Buffered messages may still be on their way. */
-  while (self->active && !pulse_has_ended(self->pulse) && step_all(self) == 0) usleep(100);
-  if (pulse_stop(self->pulse) != 0) return -1;
-  for (membership *in = self->memberships, *next; in; in = next) {
-    next = in->next;
-    MPI_Comm_free(&in->collective);
-    MPI_Comm_free(&in->direct);
-    free(in->members);
-    free(in);
-  }
-  for (int i = 0; i < SPARE_BUFFERS; i++) free(self->spare[i].data);
-  MPI_Comm_free(&self->world);
-  MPI_Finalize();
-  free(self);
-  return 0;
-}
-
-/* A part of `parent` (NULL: of all ranks), in the order of `members`. All ranks of the parent call it; those in no group with size 0, who get NULL. */
-EXPORT membership *moe_mpi_open(member_rank *self, membership *parent, int split, int index, const int32_t *members, int size, int rank) {
-  (void)split;
-  MPI_Comm above = parent ? parent->collective : self->world, collective, direct;
-  if (MPI_Comm_split(above, size > 0 ? index : MPI_UNDEFINED, rank, &collective) != MPI_SUCCESS) return NULL;
-  if (size == 0) return NULL;
-  membership *in = calloc(1, sizeof *in);
-  int *copy = malloc((size_t)size * sizeof *copy);
-  if (!in || !copy || MPI_Comm_dup(collective, &direct) != MPI_SUCCESS) {
-    free(in);
-    free(copy);
-    return NULL;
-  }
-  for (int r = 0; r < size; r++) copy[r] = members[r];
-  MPI_Comm_set_errhandler(collective, MPI_ERRORS_RETURN);
-  MPI_Comm_set_errhandler(direct, MPI_ERRORS_RETURN);
-  *in = (membership){self->memberships, self, collective, direct, rank, size, copy, 0};
-  self->memberships = in;
-  return in;
-}
 
 static int64_t *copied(const double *lengths, int size) {
   int64_t *copy = malloc((size_t)size * sizeof *copy);
@@ -508,7 +250,7 @@ EXPORT operation *moe_mpi_begin(membership *in, int kind, char *ptr, char *out, 
 EXPORT double moe_mpi_poll(operation *op) {
   /* A buffered message is over at once, and frees itself. */
   if (op->kind == SEND && op->parts.data) return 1;
-  const double status = status_of(op, step_all(op->in->self));
+  const double status = status_of(op, moe_mpi_step_all(op->in->self));
   if (status > 0) free_operation(op);
   return status;
 }

@@ -17,154 +17,17 @@
  * When a group ends by an error, ranks free their memory while others may be reading it. So every access to others' memory is between
  * `touch` and `untouch`: after `moe_ranks_end` nobody begins one, and it returns when the last has finished.
  *
- * No globals; the structures live in malloc's heap, not in a context, because they belong to several.
+ * The structures: shared.h. Their making and end: shared_world.c. No globals.
  */
 #define _GNU_SOURCE
 #include <sched.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../moe.h"
-#include "operation.h"
 #include "ordered_sum.h"
+#include "shared.h"
 
-#if defined(__linux__)
-#include <linux/futex.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
-/* Operations of one communicator that may be under way; more wait in the rank that begins them. */
-enum { WINDOW = 16, SPINS = 2000, SPINS_PER_YIELD = 16 };
-/* What a rank did in a round of a slot; the state of a rank in a slot is 4 * round + this. */
-enum { POSTED = 1, LEFT = 3 };
-
-typedef struct message {
-  struct message *next;
-  const struct comm *comm;
-  int from, tag;
-  const char *data; /* of the sender, or this message's own */
-  size_t bytes;
-  double arrive;
-  int owned; /* the receiver frees it */
-  _Atomic uint32_t taken;
-} message;
-
-typedef struct {
-  _Alignas(64) _Atomic uint32_t bell;
-  _Atomic uint32_t sleeping, touching;
-  _Alignas(64) _Atomic uint32_t lock; /* of the messages */
-  message *first, *last;
-} rank_line;
-
-struct comm;
-
-typedef struct {
-  int size;
-  _Atomic int holders;
-  _Atomic uint32_t ended;
-  _Atomic uint32_t lock; /* of the communicators */
-  struct comm *comms;
-  rank_line ranks[];
-} world;
-
-typedef struct {
-  _Alignas(64) _Atomic uint32_t state;
-  int kind, dtype;
-  int64_t extent;
-  char *ptr;
-  const int64_t *lengths; /* what this rank sends to each (all-to-all) or brings of each */
-  double arrive;
-} post;
-
-/* Found by its parent, how often that was split before, and which of the groups it is. */
-typedef struct comm {
-  struct comm *next;
-  world *world;
-  const struct comm *parent;
-  int split, index, size;
-  int *members; /* world ranks */
-  post *posts;  /* [WINDOW, size] */
-} comm;
-
-struct operation;
-
-/* A rank of the world, and a rank's place in a communicator. */
-typedef struct {
-  world *world;
-  int rank;
-  struct operation *active; /* oldest first */
-  struct membership *memberships;
-  int64_t mismatch[6];      /* rank, kind, extent; other rank, its kind, its extent */
-} member_rank;
-
-typedef struct membership {
-  struct membership *next;
-  member_rank *self;
-  comm *comm;
-  int rank;
-  uint32_t begun, posted;
-} membership;
-
-typedef struct operation {
-  struct operation *next;
-  membership *in;
-  uint32_t sequence;
-  int kind, dtype, peer, tag;
-  int posted, worked, done, cursor;
-  int64_t extent;
-  char *ptr, *out;
-  int64_t *lengths, *receives;
-  double leave, arrive;
-  message *sent;
-} operation;
-
-/* ---- bells and messages ---- */
-
-static void wake(rank_line *line) {
-  atomic_fetch_add(&line->bell, 1);
-#if defined(__linux__)
-  syscall(SYS_futex, &line->bell, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
-#endif
-}
-
-/* After something was written that the rank may be waiting for: it sleeps only if it looked after it said that it sleeps. */
-static void ring(world *w, int rank) {
-  atomic_thread_fence(memory_order_seq_cst);
-  if (atomic_load(&w->ranks[rank].sleeping)) wake(&w->ranks[rank]);
-}
-
-static void ring_all(const comm *c, int except) {
-  for (int r = 0; r < c->size; r++)
-    if (r != except) ring(c->world, c->members[r]);
-}
-
-static void sleep_on(rank_line *line, uint32_t seen, double ns) {
-  struct timespec t = {(time_t)(ns / 1e9), (long)(ns - 1e9 * (double)(time_t)(ns / 1e9))};
-#if defined(__linux__)
-  syscall(SYS_futex, &line->bell, FUTEX_WAIT_PRIVATE, seen, &t, NULL, 0);
-#else
-  (void)line;
-  (void)seen;
-  if (ns > 100e3) t = (struct timespec){0, 100000};
-  nanosleep(&t, NULL);
-#endif
-}
-
-static void lock(_Atomic uint32_t *word) {
-  while (atomic_exchange_explicit(word, 1, memory_order_acquire)) sched_yield();
-}
-static void unlock(_Atomic uint32_t *word) { atomic_store_explicit(word, 0, memory_order_release); }
-
-/* Whether others' memory may be accessed; then `untouch` must follow. */
-static int touch(member_rank *self) {
-  atomic_store(&self->world->ranks[self->rank].touching, 1);
-  if (!atomic_load(&self->world->ended)) return 1;
-  atomic_store(&self->world->ranks[self->rank].touching, 0);
-  return 0;
-}
-static void untouch(member_rank *self) { atomic_store_explicit(&self->world->ranks[self->rank].touching, 0, memory_order_release); }
+enum { SPINS = 2000, SPINS_PER_YIELD = 16 };
 
 /* ---- operations ---- */
 
@@ -197,13 +60,13 @@ static int try_post(operation *op) {
   atomic_store(&own->state, round_of(op) + POSTED);
   in->posted++;
   op->posted = 1;
-  ring_all(in->comm, in->rank);
+  moe_ranks_ring_all(in->comm, in->rank);
   return 1;
 }
 
 static void leave(operation *op) {
   atomic_store(&post_of(op, op->in->rank)->state, round_of(op) + LEFT);
-  ring_all(op->in->comm, op->in->rank);
+  moe_ranks_ring_all(op->in->comm, op->in->rank);
   op->worked = 1;
 }
 
@@ -245,9 +108,9 @@ static int work_on_sum(operation *op) {
   void *outs[c->size];
   for (int r = 0; r < c->size; r++) parts[r] = outs[r] = post_of(op, r)->ptr + start * element;
   if (!is_all) outs[0] = op->out;
-  if (!touch(op->in->self)) return -2;
+  if (!moe_ranks_touch(op->in->self)) return -2;
   ordered_sum(outs, is_all ? c->size : 1, parts, c->size, n, op->dtype);
-  untouch(op->in->self);
+  moe_ranks_untouch(op->in->self);
   leave(op);
   return 1;
 }
@@ -275,9 +138,9 @@ static int work_on_copies(operation *op) {
     char *to = op->kind == BROADCAST ? op->ptr : op->out + sum_before(op->receives, r);
     const char *from = other->ptr + (op->kind == ALL_TO_ALL ? sum_before(other->lengths, rank) : 0);
     if (to == from) continue;
-    if (!touch(op->in->self)) return -2;
+    if (!moe_ranks_touch(op->in->self)) return -2;
     memcpy(to, from, (size_t)mine);
-    untouch(op->in->self);
+    moe_ranks_untouch(op->in->self);
   }
   leave(op);
   return 1;
@@ -294,7 +157,7 @@ static int all_left(const operation *op) {
 static int receive(operation *op) {
   member_rank *self = op->in->self;
   rank_line *line = &self->world->ranks[self->rank];
-  lock(&line->lock);
+  moe_ranks_lock(&line->lock);
   message **link = &line->first, *before = NULL, *found = line->first;
   while (found && !(found->comm == op->in->comm && found->from == op->peer && found->tag == op->tag)) {
     before = found;
@@ -305,7 +168,7 @@ static int receive(operation *op) {
     *link = found->next;
     if (line->last == found) line->last = before;
   }
-  unlock(&line->lock);
+  moe_ranks_unlock(&line->lock);
   if (!found) return 0;
   const int sender = op->in->comm->members[op->peer];
   if ((int64_t)found->bytes != op->extent) {
@@ -313,15 +176,15 @@ static int receive(operation *op) {
     memcpy(self->mismatch, mismatch, sizeof mismatch);
     return -1;
   }
-  if (!touch(self)) return -2;
+  if (!moe_ranks_touch(self)) return -2;
   memcpy(op->ptr, found->data, found->bytes);
-  untouch(self);
+  moe_ranks_untouch(self);
   if (found->arrive > op->arrive) op->arrive = found->arrive;
   if (found->owned) {
     free(found);
   } else {
     atomic_store(&found->taken, 1);
-    ring(self->world, sender);
+    moe_ranks_ring(self->world, sender);
   }
   return 1;
 }
@@ -375,117 +238,6 @@ static void free_operation(operation *op) {
 
 /* ---- what is called ---- */
 
-/* For `size` ranks; each leaves once. NULL without memory. */
-MOE_EXPORT world *moe_ranks_world_create(int size) {
-  const size_t bytes = sizeof(world) + (size_t)size * sizeof(rank_line);
-  world *w = aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (!w) return NULL;
-  memset(w, 0, bytes);
-  w->size = size;
-  atomic_store(&w->holders, size);
-  return w;
-}
-
-MOE_EXPORT member_rank *moe_ranks_join(world *w, int rank) {
-  member_rank *self = calloc(1, sizeof *self);
-  if (self) {
-    self->world = w;
-    self->rank = rank;
-  }
-  return self;
-}
-
-/* Ends the group: returns when no other rank accesses this one's memory any more, nor will. */
-MOE_EXPORT void moe_ranks_end(member_rank *self) {
-  world *w = self->world;
-  atomic_store(&w->ended, 1);
-  for (int r = 0; r < w->size; r++) wake(&w->ranks[r]);
-  for (int r = 0; r < w->size; r++)
-    while (r != self->rank && atomic_load(&w->ranks[r].touching)) sched_yield();
-}
-
-static void free_comm(comm *c) {
-  free(c->members);
-  free(c->posts);
-  free(c);
-}
-
-static void free_world(world *w) {
-  for (int r = 0; r < w->size; r++) {
-    for (message *m = w->ranks[r].first, *next; m; m = next) {
-      next = m->next;
-      if (m->owned) free(m);
-    }
-  }
-  for (comm *c = w->comms, *next; c; c = next) {
-    next = c->next;
-    free_comm(c);
-  }
-  free(w);
-}
-
-/*
- * A rank goes, and the last one frees what they shared. Operations that are not over (the group was ended) are not freed: others may still look
- * at their lengths.
- */
-MOE_EXPORT void moe_ranks_leave(member_rank *self) {
-  world *w = self->world;
-  for (membership *in = self->memberships, *next; in && !self->active; in = next) {
-    next = in->next;
-    free(in);
-  }
-  if (!self->active) free(self);
-  if (atomic_fetch_sub(&w->holders, 1) == 1) free_world(w);
-}
-
-static comm *create_comm(world *w, const comm *parent, int split, int index, const int32_t *members, int size) {
-  comm *c = calloc(1, sizeof *c);
-  if (!c) return NULL;
-  c->world = w;
-  c->parent = parent;
-  c->split = split;
-  c->index = index;
-  c->size = size;
-  c->members = malloc((size_t)size * sizeof(int));
-  const size_t bytes = (size_t)size * WINDOW * sizeof(post);
-  c->posts = aligned_alloc(64, bytes);
-  if (!c->members || !c->posts) {
-    free_comm(c);
-    return NULL;
-  }
-  memset(c->posts, 0, bytes);
-  for (int r = 0; r < size; r++) c->members[r] = members[r];
-  return c;
-}
-
-/*
- * This rank's place in the communicator of `members` (world ranks, of which it is number `rank`): group `index` of split number `split` of `parent`
- * (NULL: all ranks). Whoever comes first makes it. NULL without memory, and for who is in no group (size 0).
- */
-MOE_EXPORT membership *moe_ranks_open(member_rank *self, const membership *parent, int split, int index, const int32_t *members, int size,
-                                      int rank) {
-  if (size == 0) return NULL;
-  world *w = self->world;
-  const comm *above = parent ? parent->comm : NULL;
-  membership *in = calloc(1, sizeof *in);
-  if (!in) return NULL;
-  lock(&w->lock);
-  comm *c = w->comms;
-  while (c && !(c->parent == above && c->split == split && c->index == index)) c = c->next;
-  if (!c && (c = create_comm(w, above, split, index, members, size)) != NULL) {
-    c->next = w->comms;
-    w->comms = c;
-  }
-  unlock(&w->lock);
-  if (!c) {
-    free(in);
-    return NULL;
-  }
-  *in = (membership){self->memberships, self, c, rank, 0, 0};
-  self->memberships = in;
-  return in;
-}
-
 /* JavaScript's numbers are doubles. */
 static int64_t *copied(const double *lengths, int size) {
   int64_t *copy = malloc((size_t)size * sizeof *copy);
@@ -510,12 +262,12 @@ static int deliver(operation *op, int buffered) {
   op->arrive = buffered ? 0 : op->leave;
   op->sent = buffered ? NULL : m;
   rank_line *line = &c->world->ranks[c->members[op->peer]];
-  lock(&line->lock);
+  moe_ranks_lock(&line->lock);
   if (line->last && line->first) line->last->next = m;
   else line->first = m;
   line->last = m;
-  unlock(&line->lock);
-  ring(c->world, c->members[op->peer]);
+  moe_ranks_unlock(&line->lock);
+  moe_ranks_ring(c->world, c->members[op->peer]);
   return 0;
 }
 
@@ -596,7 +348,7 @@ MOE_EXPORT double moe_ranks_wait(operation *op, double ns) {
       looks = SPINS;
       continue;
     }
-    if (until > now) sleep_on(line, seen, until - now);
+    if (until > now) moe_ranks_sleep(line, seen, until - now);
     atomic_store(&line->sleeping, 0);
   }
 }
