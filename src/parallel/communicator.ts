@@ -39,6 +39,10 @@ export interface Traffic {
   flightSeconds: number;
 }
 export type TrafficTable = Readonly<Record<OperationName, Readonly<Traffic>>>;
+export interface AxisTraffic {
+  readonly name: string;
+  readonly traffic: TrafficTable;
+}
 
 /** An operation under way. */
 export interface Pending {
@@ -66,6 +70,8 @@ export interface Communicator {
   /** Ranks of the world, by rank here. */
   readonly members: readonly number[];
   readonly traffic: TrafficTable;
+  /** Traffic of this communicator and of all that were split from it, on this rank; those of one name together. */
+  readonly axes: readonly AxisTraffic[];
 
   /** Replaces `count` elements at `ptr` by their sums over all ranks. */
   allReduce(ptr: Ptr, count: number, dtype: SumDType): void;

@@ -6,10 +6,10 @@
 import type { Backend } from "../backend/backend.ts";
 import type { Ptr } from "../backend/kernels.ts";
 import { MoeError } from "../util/errors.ts";
-import type { Communicator, LinkEmulation, Pending, SumDType, Traffic, TrafficTable } from "./communicator.ts";
+import type { AxisTraffic, Communicator, LinkEmulation, Pending, SumDType, Traffic, TrafficTable } from "./communicator.ts";
 import { Link, nowNs } from "./link.ts";
 import { total, volumeOf, wordOf, type GroupDriver, type Request, type Ticket } from "./operation.ts";
-import { emptyTraffic } from "./traffic.ts";
+import { emptyTraffic, mergeAxes } from "./traffic.ts";
 
 /** Who is in a group, as this rank sees it. */
 export interface GroupIdentity {
@@ -27,6 +27,7 @@ export class GroupCommunicator implements Communicator {
   readonly #driver: GroupDriver;
   readonly #traffic = emptyTraffic();
   readonly #link = new Link();
+  readonly #parts: GroupCommunicator[] = [];
 
   constructor(backend: Backend, driver: GroupDriver, { name, rank, members }: GroupIdentity) {
     this.name = name;
@@ -38,6 +39,9 @@ export class GroupCommunicator implements Communicator {
   }
   get traffic(): TrafficTable {
     return this.#traffic;
+  }
+  get axes(): readonly AxisTraffic[] {
+    return mergeAxes([[this], ...this.#parts.map((part) => part.axes)]);
   }
 
   allReduce(ptr: Ptr, count: number, dtype: SumDType): void {
@@ -133,7 +137,9 @@ export class GroupCommunicator implements Communicator {
     const driver = this.#driver.split(group, index);
     if (group === null || driver === null) return null;
     const members = group.map((rank) => this.members[rank] ?? 0);
-    return new GroupCommunicator(this.#backend, driver, { name, rank: group.indexOf(this.rank), members });
+    const part = new GroupCommunicator(this.#backend, driver, { name, rank: group.indexOf(this.rank), members });
+    this.#parts.push(part);
+    return part;
   }
   emulateLink(link: LinkEmulation | null): void {
     this.#link.set(link);

@@ -1,6 +1,7 @@
 /** Groups of ranks: how a model is cut over them, how they communicate, and ranks as threads of this process. */
 export {
   operationNames,
+  type AxisTraffic,
   type Communicator,
   type LinkEmulation,
   type OperationName,
@@ -33,6 +34,6 @@ export {
   type HeadSegment,
   type RankShare,
 } from "../config/rank-share.ts";
-export { addTraffic, copyTraffic, trafficSince, trafficTable } from "./traffic.ts";
+export { addTraffic, copyTraffic, mergeAxes, trafficSince, trafficTable } from "./traffic.ts";
 export { chooseRanks, commNames, findLauncher, threadsPerRank, type CommName, type Launcher, type RanksChoice } from "./launcher.ts";
 export { MpiWorld, runMpiRank, type MpiOptions } from "./mpi.ts";

@@ -5,7 +5,7 @@
  * Times are of the machine's clock (`performance.timeOrigin` + `now`), so that ranks of one machine can be laid beside each other.
  */
 import type { TraceSpan } from "../util/chrome-trace.ts";
-import type { Communicator, LinkEmulation, Pending, SumDType, TrafficTable } from "./communicator.ts";
+import type { AxisTraffic, Communicator, LinkEmulation, Pending, SumDType, TrafficTable } from "./communicator.ts";
 
 /** Rows of a rank in a timeline. Viewers and the dashboard take "compute" for the time that was of use. */
 export type Track = "compute" | "communication";
@@ -70,6 +70,9 @@ export class RecordedCommunicator implements Communicator {
   }
   get traffic(): TrafficTable {
     return this.#inner.traffic;
+  }
+  get axes(): readonly AxisTraffic[] {
+    return this.#inner.axes;
   }
 
   #note<T>(operation: string, bytes: number, run: () => T): T {

@@ -57,6 +57,12 @@ test("a communicator counts calls and bytes, and differences and sums of tables 
   const since = trafficSince(communicator.traffic, before);
   expect(since.allReduce).toMatchObject({ calls: 1, bytes: 8, sentBytes: 0 });
   expect(addTraffic([before, since]).allReduce).toMatchObject({ calls: 2, bytes: 72 });
+  // A part of it counts for itself, and shows under its own name; parts of one name together.
+  for (const count of [1, 2]) communicator.split([[0]], "dp")?.allReduce(ptr, count, "f32");
+  expect(communicator.axes.map(({ name, traffic }) => [name, traffic.allReduce.calls, traffic.allReduce.bytes])).toEqual([
+    ["world", 2, 72],
+    ["dp", 2, 12],
+  ]);
   backend.free(ptr);
   backend.dispose();
 });

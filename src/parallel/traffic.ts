@@ -1,5 +1,5 @@
 /** Counters of what a communicator did, and the table in which they are printed. */
-import { operationNames, type OperationName, type Traffic, type TrafficTable } from "./communicator.ts";
+import { operationNames, type AxisTraffic, type OperationName, type Traffic, type TrafficTable } from "./communicator.ts";
 
 export type MutableTraffic = Record<OperationName, Traffic>;
 
@@ -32,13 +32,20 @@ export function addTraffic(tables: readonly TrafficTable[]): TrafficTable {
   return result;
 }
 
+/** Axes of several communicators or ranks, those of one name added up, in the order in which names first come. */
+export function mergeAxes(lists: readonly (readonly AxisTraffic[])[]): AxisTraffic[] {
+  const all = lists.flat();
+  const names = [...new Set(all.map(({ name }) => name))];
+  return names.map((name) => ({ name, traffic: addTraffic(all.filter((axis) => axis.name === name).map(({ traffic }) => traffic)) }));
+}
+
 /**
  * Lines of a table, one for each axis and operation that occurred: calls, bytes put in, bytes sent, seconds inside calls, seconds in
  * flight.
  * @example
  * trafficTable([{ name: communicator.name, traffic: communicator.traffic }]).join("\n");
  */
-export function trafficTable(rows: readonly { readonly name: string; readonly traffic: TrafficTable }[]): string[] {
+export function trafficTable(rows: readonly AxisTraffic[]): string[] {
   const header = ["axis", "operation", "calls", "bytes", "sent", "seconds", "in flight"];
   const body = rows.flatMap(({ name, traffic }) =>
     operationNames

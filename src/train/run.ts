@@ -14,8 +14,9 @@ import { join } from "node:path";
 import { copyTokenizer, loadTokenizer } from "../checkpoint/tokenizer.ts";
 import { checkAgainstModel, type RunConfig } from "../config/run.ts";
 import type { Dataset } from "../data/index.ts";
-import type { Communicator } from "../parallel/communicator.ts";
+import type { AxisTraffic, Communicator } from "../parallel/communicator.ts";
 import { RecordedCommunicator, Recorder } from "../parallel/recorder.ts";
+import { mergeAxes } from "../parallel/traffic.ts";
 import type { Engine } from "../tensor/index.ts";
 import type { Tokenizer } from "../tokenizer/tokenizer.ts";
 import { MoeError } from "../util/errors.ts";
@@ -93,6 +94,8 @@ export interface TrainResult {
   readonly stopped: boolean;
   /** True when routing was forced, for a benchmark. */
   readonly forcedBalance: boolean;
+  /** What ranks said to each other in this call, all of them together, by axis; empty for one rank. */
+  readonly traffic: readonly AxisTraffic[];
 }
 
 /**
@@ -230,7 +233,9 @@ class Run {
     // Saved first: an evaluation that fails or is killed costs no step.
     this.#saved ??= this.#save();
     if (!stopped) await this.#evaluate();
-    return { state: trainer.state, evaluations: this.#evaluations, folder: this.#saved, stopped, forcedBalance };
+    const { world } = this.#group;
+    const traffic = world === null ? [] : mergeAxes(this.#group.gather(world.axes));
+    return { state: trainer.state, evaluations: this.#evaluations, folder: this.#saved, stopped, forcedBalance, traffic };
   }
 
   /** Every `moe.similarityInterval` steps, and before the first. */

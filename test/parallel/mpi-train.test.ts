@@ -45,6 +45,12 @@ describe.skipIf(noMpi !== null)(`moe train over MPI${noMpi === null ? "" : ` (sk
       const processes = await mpirun(2, main, ["train", config, "--out", out("processes"), "--json"]);
       expect(processes.code, processes.stderr).toBe(0);
       expect(JSON.parse(processes.stdout)).toMatchObject({ step: 4, stopped: false });
+      // Each of 4 micro-batches of 32 tokens x 32 f32 goes forward once, and its gradient back, in each of 4 steps.
+      const sent = 4 * 4 * 32 * 32 * 4 * 2;
+      expect(processes.stderr).toMatch(
+        /what ranks said to each other, all together:\naxis +operation +calls +bytes +sent +seconds +in flight\n/,
+      );
+      expect(processes.stderr).toMatch(new RegExp(`^pp +send +\\d+ +${sent} +${sent} `, "m"));
       expect(losses(out("processes"))).toEqual(losses(out("threads")));
       expect(trainedBytes(checkpointOf(out("processes"), 4))).toEqual(trainedBytes(checkpointOf(out("threads"), 4)));
       // Goes on as threads.

@@ -15,7 +15,7 @@ import {
   type TrainRanksOptions,
   type TrainResult,
 } from "../../train/index.ts";
-import { chooseRanks, commNames, runMpiRank, type Launcher, type RankContext } from "../../parallel/index.ts";
+import { chooseRanks, commNames, runMpiRank, trafficTable, type Launcher, type RankContext } from "../../parallel/index.ts";
 import { fileError, MoeError } from "../../util/errors.ts";
 import { dashboardBeside } from "../beside.ts";
 import { complain } from "../complain.ts";
@@ -127,7 +127,8 @@ function eventWriter(where: string | true | undefined, runFolder: string): ((eve
 const stopSignals = ["SIGINT", "SIGTERM", "SIGUSR2"] as const;
 
 function tell(output: Output, result: TrainResult, config: RunConfig, runFolder: string): void {
-  const { state, evaluations, folder, stopped, forcedBalance } = result;
+  const { state, evaluations, folder, stopped, forcedBalance, traffic } = result;
+  if (traffic.length > 0) output.log(["what ranks said to each other, all together:", ...trafficTable(traffic)].join("\n"));
   const losses = Object.entries(evaluations).map(
     ([name, e]) => `${name}: ${e.loss.toFixed(4)} +- ${e.standardError.toFixed(4)} nats a token`,
   );
@@ -136,7 +137,7 @@ function tell(output: Output, result: TrainResult, config: RunConfig, runFolder:
     : `${state.step} steps, ${state.tokens} tokens in ${state.seconds.toFixed(1)} s`;
   const forced = forcedBalance ? [forcedBalanceNote] : [];
   output.result(
-    { runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations, ...(forcedBalance ? { forcedBalance } : {}) },
+    { runDir: runFolder, checkpoint: folder, stopped, ...state, evaluations, traffic, ...(forcedBalance ? { forcedBalance } : {}) },
     [head, ...forced, ...losses, folder].join("\n"),
   );
 }
