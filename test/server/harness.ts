@@ -75,7 +75,7 @@ export interface Reply {
   readonly body: Record<string, unknown>;
   readonly headers: Headers;
 }
-export async function post(server: RunningServer, path: string, body: unknown, init: RequestInit = {}): Promise<Reply> {
+export async function post(server: Pick<RunningServer, "url">, path: string, body: unknown, init: RequestInit = {}): Promise<Reply> {
   const isRaw = typeof body === "string" || body instanceof Uint8Array;
   const response = await fetch(`${server.url}${path}`, {
     method: "POST",
