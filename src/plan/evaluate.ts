@@ -11,34 +11,16 @@
  *   any other  M W / P
  *   both       M ceil(L / P) times the cheapest layer, and the exchange of gradients of as many layers: some rank has them
  */
-import type { ClusterConfig } from "../config/cluster.ts";
 import { MoeError } from "../util/errors.ts";
 import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
-import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
-import { partitionLayers, PartitionScratch, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
-import { compileSchedule, simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
+import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
+import { partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
+import { simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
+import { EvaluationCache, stageCostsOfRanks, type EvaluateOptions } from "./evaluation-cache.ts";
 import { fullestRank } from "./excess.ts";
 import { evenInterleaved, firstLayers, movedLayers, recomputeInterleaved, type InterleavedProblem } from "./interleaved.ts";
-import { noRecompute, StageCosts, type RecomputeCounts, type RecomputePolicy } from "./stage-costs.ts";
-import { createCostModel } from "./cost.ts";
-import type { PlanLayout, StageMemory, StagePlan, Workload } from "./types.ts";
-
-export interface EvaluateOptions {
-  readonly workload: Workload;
-  readonly cluster: ClusterConfig;
-  /** Default `auto`: the least that fits. A list says how many layers of each stage are recomputed wholly. */
-  readonly recompute?: RecomputePolicy | readonly number[];
-  /** Layers of each stage. Default: the best. */
-  readonly layers?: readonly number[];
-  /** Default: interleaved where a rank has several stages, else 1f1b. */
-  readonly schedule?: PipelineScheduleName;
-  /** Share of a device's memory that is left to the driver, libraries and fragmentation. */
-  readonly memoryReserve: number;
-  /** Of the partition's search tree. */
-  readonly maxNodes?: number;
-  /** Splits of interleaved stages that are simulated in search of a better one. Default 0. */
-  readonly moves?: number;
-}
+import { noRecompute, type RecomputeCounts, type RecomputePolicy, type StageCosts } from "./stage-costs.ts";
+import type { PlanLayout, StageMemory, StagePlan } from "./types.ts";
 
 /** Seconds of a step by what they are spent on, along the rank with the most work; they add up to the step. */
 export interface StepTerms {
@@ -86,34 +68,6 @@ export interface InfeasibleLayout {
 
 export function isFeasible(result: EvaluatedLayout | InfeasibleLayout): result is EvaluatedLayout {
   return "seconds" in result;
-}
-
-/** What evaluations of one workload on one cluster share: costs of stages do not depend on the interleaving or on what is recomputed. */
-export class EvaluationCache {
-  readonly #stageCosts = new Map<string, StageCosts>();
-  readonly #schedules = new Map<string, CompiledSchedule>();
-  readonly scratch = new PartitionScratch();
-
-  stageCosts(layout: PlanLayout, nodeGroup: number, { workload, cluster, memoryReserve }: EvaluateOptions): StageCosts {
-    const plain = { ...layout, interleave: 1 };
-    const key = JSON.stringify([nodeGroup, plain]);
-    let costs = this.#stageCosts.get(key);
-    if (costs === undefined) {
-      const memoryBytes = (cluster.nodes[nodeGroup]?.device.memoryBytes ?? 0) * (1 - memoryReserve);
-      const exposed = { ...cluster, efficiency: { ...cluster.efficiency, overlap: 0 } };
-      const sharded = plain.zero < 2 ? null : createCostModel({ workload, cluster: exposed, layout: { ...plain, zero: 3 }, nodeGroup });
-      costs = new StageCosts(createCostModel({ workload, cluster, layout: plain, nodeGroup }), memoryBytes, sharded);
-      this.#stageCosts.set(key, costs);
-    }
-    return costs;
-  }
-
-  schedule(options: PipelineScheduleOptions): CompiledSchedule {
-    const key = JSON.stringify(options);
-    let compiled = this.#schedules.get(key);
-    if (compiled === undefined) this.#schedules.set(key, (compiled = compileSchedule(options)));
-    return compiled;
-  }
 }
 
 /** A layout that can be asked for its bound before it is evaluated. */
@@ -435,20 +389,4 @@ function countsOf({ fullRecompute, selectiveRecompute }: StagePlan): RecomputeCo
 
 export function evenSplit(numLayers: number, numStages: number): number[] {
   return partition(numLayers, equalSpeeds(numStages)).map(intervalLength);
-}
-
-/** Kinds of devices of each pipeline rank: rank r has the devices r * dp * tp to (r + 1) * dp * tp - 1, in the order of the cluster. */
-function stageCostsOfRanks(layout: PlanLayout, options: EvaluateOptions, cache: EvaluationCache): StageCosts[][] {
-  const perRank = layout.dp * layout.tp;
-  let total = 0;
-  const groups = options.cluster.nodes.map(({ devicesPerNode, numNodes }, index) => {
-    const start = total;
-    total += devicesPerNode * numNodes;
-    return { index, start, end: total };
-  });
-  return Array.from({ length: layout.pp }, (_, rank) =>
-    groups
-      .filter(({ start, end }) => end > rank * perRank && start < (rank + 1) * perRank)
-      .map(({ index }) => cache.stageCosts(layout, index, options)),
-  );
 }

@@ -1,15 +1,7 @@
 /** The planner: what a layout costs, which is best, how a step goes, and what to tell the programs that run it. */
 export { calibrateCluster, type CalibrateClusterOptions, type CalibrationReport } from "./calibrate.ts";
 export { createCostModel } from "./cost.ts";
-export {
-  EvaluationCache,
-  isFeasible,
-  LayoutEvaluation,
-  type EvaluatedLayout,
-  type EvaluateOptions,
-  type InfeasibleLayout,
-  type StepTerms,
-} from "./evaluate.ts";
+export { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
 export { gibibytes } from "./excess.ts";
 export { flagScaleConfig, megatronArguments, trainingLayout, type ExportContext, type ExportedPlan } from "./export.ts";
 export { layoutsOf, type FixedLayout } from "./layouts.ts";

@@ -4,20 +4,13 @@
  * Method: the bound of a layout (`LayoutEvaluation.bound`) takes microseconds, its exact split milliseconds. Layouts are evaluated in
  * the order of their bounds until the next bound is above the best step found by more than `slack`: no layout left can then be the fastest,
  * nor within `slack` of it. For memory, layouts are tried with everything recomputed in the order of a bound on their bytes, until the next
- * bound is above the least found. Cost per token on the same devices follows time; over fewer devices `searchCosts` asks again.
+ * bound is above the least found. Cost per token on the same devices follows time; `plan.ts` asks again with fewer.
  *
  * The Pareto table holds the evaluated plans that no other beats in both step time and peak memory. Among equals (to 1e-9) the layout with
  * fewer stages, then the smaller micro-batch is first, so the answer does not depend on the order of enumeration.
  */
-import {
-  EvaluationCache,
-  isFeasible,
-  LayoutEvaluation,
-  type EvaluatedLayout,
-  type EvaluateOptions,
-  type InfeasibleLayout,
-  type StepTerms,
-} from "./evaluate.ts";
+import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
+import { EvaluationCache, type EvaluateOptions } from "./evaluation-cache.ts";
 import { layoutsOf, type FixedLayout } from "./layouts.ts";
 import type { PlanLayout } from "./types.ts";
 import { numDevices } from "../config/cluster.ts";
