@@ -17,6 +17,7 @@ export { diagnose, type DoctorReport } from "../backend/doctor.ts";
 export { chooseEngine, describeEngine, loadBackend, type BackendOptions } from "../backend/load.ts";
 export { pullModel } from "../checkpoint/hub.ts";
 export { copyTokenizer, loadTokenizer, writeTokenizerFiles } from "../checkpoint/tokenizer.ts";
+export { findClusterPreset, parseClusterConfig, withNumDevices, type ClusterConfig } from "../config/cluster.ts";
 export { flopsPerToken, kvBytesPerToken, numActiveParams, numParams } from "../config/model-counts.ts";
 export { fromHuggingFaceConfig, toHuggingFaceConfig } from "../config/model-huggingface.ts";
 export { modelPresets, type ModelPresetName } from "../config/model-presets.ts";
@@ -49,6 +50,16 @@ export {
   type RoutingFlip,
 } from "../nn/index.ts";
 export { AdamW, learningRateAt, parseSchedule, type Schedule } from "../optim/index.ts";
+export {
+  planServing,
+  planTraining,
+  type PlanReport,
+  type PlanRequest,
+  type PlanResult,
+  type PlanSummary,
+  type ServingReport,
+  type ServingRequest,
+} from "../plan/index.ts";
 export { quickstart, type QuickstartSummary } from "../quickstart/index.ts";
 export { ServingEngine, type GenerationEvent, type GenerationRequest, type ServingOptions, type ServingStats } from "../serve/index.ts";
 export { makeLog, startServer, type RunningServer, type ServeOptions } from "../server/index.ts";

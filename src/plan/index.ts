@@ -12,7 +12,6 @@ export { partitionLayers, type LayerPartition, type PartitionProblem, type Stage
 export {
   objectives,
   planTraining,
-  usualSoftware,
   type LayoutSummary,
   type Objective,
   type PlanReport,

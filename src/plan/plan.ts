@@ -21,19 +21,11 @@ import { layoutsOf, nearestMultiples, type FixedLayout } from "./layouts.ts";
 import { lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 import type { RecomputePolicy } from "./stage-costs.ts";
 import { shapeOf } from "./shape.ts";
+import { softwarePresets } from "./software.ts";
 import type { PlanLayout, Software } from "./types.ts";
 
-/** What programs of today do: bf16 with f32 gradients, fused attention, the loss from whole logits, no token dropped. */
-export const usualSoftware: Software = {
-  computeType: "bf16",
-  attention: "flash",
-  dropout: false,
-  gradientBytes: 4,
-  exchangeBytes: 4,
-  capacityFactor: null,
-  headType: "bf16",
-  logits: "kept",
-};
+/** What programs of today do. */
+const usualSoftware: Software = softwarePresets.megatron;
 
 export const objectives = ["time", "memory", "cost"] as const;
 export type Objective = (typeof objectives)[number];
@@ -51,6 +43,7 @@ export interface PlanRequest {
   readonly schedule?: PipelineScheduleName;
   /** Default 0.05. */
   readonly memoryReserve?: number;
+  /** Default: `megatron` of the presets. */
   readonly software?: Software;
   /** Of a run: days, device hours and price are told. */
   readonly targetTokens?: number;

@@ -6,12 +6,16 @@ import type { ModelConfig } from "../config/model.ts";
 import { isFeasible, LayoutEvaluation, type EvaluatedLayout } from "./evaluate.ts";
 import { EvaluationCache } from "./evaluation-cache.ts";
 import { layoutsOf } from "./layouts.ts";
-import { usualSoftware } from "./plan.ts";
+import { softwarePresets } from "./software.ts";
 import { lossesOf, paretoOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 import { shapeOf } from "./shape.ts";
 
 function optionsFor(model: ModelConfig, cluster: ClusterConfig, batchSequences: number, sequenceLength = 2048): SearchOptions {
-  return { workload: { model: shapeOf(model), sequenceLength, batchSequences, software: usualSoftware }, cluster, memoryReserve: 0.05 };
+  return {
+    workload: { model: shapeOf(model), sequenceLength, batchSequences, software: softwarePresets.megatron },
+    cluster,
+    memoryReserve: 0.05,
+  };
 }
 function found(result: SearchResult | string): SearchResult {
   if (typeof result === "string") throw new Error(result);

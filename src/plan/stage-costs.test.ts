@@ -4,7 +4,7 @@ import { findClusterPreset } from "../config/cluster.ts";
 import { modelPresets } from "../config/model-presets.ts";
 import { plainRouting, type ModelConfig } from "../config/model.ts";
 import { createCostModel } from "./cost.ts";
-import { usualSoftware } from "./plan.ts";
+import { softwarePresets } from "./software.ts";
 import { shapeOf } from "./shape.ts";
 import { StageCosts, type RecomputeCounts } from "./stage-costs.ts";
 import type { CostModel, PlanLayout } from "./types.ts";
@@ -19,7 +19,7 @@ const mixed: ModelConfig = {
 };
 function costModel(model: ModelConfig, attention: "flash" | "materialized" = "materialized"): CostModel {
   return createCostModel({
-    workload: { model: shapeOf(model), sequenceLength: 2048, batchSequences: 64, software: { ...usualSoftware, attention } },
+    workload: { model: shapeOf(model), sequenceLength: 2048, batchSequences: 64, software: { ...softwarePresets.megatron, attention } },
     cluster: findClusterPreset("a800"),
     layout,
   });

@@ -9,9 +9,11 @@ import {
   parseMegatronLayout,
   planServing,
   planTraining,
+  softwarePresets,
   type FixedLayout,
   type Objective,
   type PlanResult,
+  type SoftwareName,
 } from "../../plan/index.ts";
 import { MoeError } from "../../util/errors.ts";
 import { systemError, writeFileAtomically } from "../../util/files.ts";
@@ -39,6 +41,7 @@ interface PlanFlags {
   readonly interleave?: number;
   readonly zero?: number;
   readonly schedule?: PipelineScheduleName;
+  readonly software: SoftwareName;
   readonly layers?: number[];
   readonly recompute?: "auto" | "none" | "full" | "selective" | number[];
   readonly memoryReserve: number;
@@ -77,6 +80,9 @@ export function addPlan(program: Command): void {
     .option("--interleave <n>", "stages of a pipeline rank", wholeNumber(1))
     .option("--zero <stage>", "0: nothing is sharded over data-parallel ranks, 1: optimizer, 2: and gradients, 3: and weights", zeroStage)
     .addOption(new Option("--schedule <name>", "pipeline schedule").choices(["1f1b", "interleaved", "zeroBubble"]))
+    .addOption(
+      new Option("--software <name>", "training program that is planned for").choices(Object.keys(softwarePresets)).default("megatron"),
+    )
     .option("--layers <list>", "layers of each stage: 5,5,5,4 or a Megatron layout such as 'Et*5|(t*5|)*2,t*4L'", layerList)
     .option("--recompute <how>", "auto, none, full, selective, or how many layers of each stage (with --layers)", recomputeOf)
     .option("--memory-reserve <share>", "share of a device's memory that is left free", decimal(0), 0.05)
@@ -131,6 +137,7 @@ function run(source: string, flags: PlanFlags): void {
     batchTokens: flags.batch,
     fixed: fixedOf(flags),
     memoryReserve: flags.memoryReserve,
+    software: softwarePresets[flags.software],
     ...given("objective", flags.objective),
     ...given("layers", flags.layers),
     ...given("recompute", flags.recompute),
