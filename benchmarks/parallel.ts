@@ -2,7 +2,9 @@
 import { allReduceRows } from "./allreduce.ts";
 import type { Context } from "./context.ts";
 import type { Row } from "./measure.ts";
+import { pipelineRows } from "./pipeline.ts";
 
 export async function* parallelRows(context: Context): AsyncGenerator<Row> {
   yield* allReduceRows(context);
+  yield* pipelineRows(context);
 }
