@@ -41,12 +41,15 @@ static inline void ordered_sum(void *const *outs, int num_outs, const void *cons
   float sum[SUM_BLOCK], wide[SUM_BLOCK];
   uint16_t narrow[SUM_BLOCK];
   const size_t element = sum_element_bytes(dtype);
+  if (num_parts == 1) {
+    for (int o = 0; o < num_outs; o++)
+      if (outs[o] != parts[0]) memcpy(outs[o], parts[0], n * element);
+    return;
+  }
   for (size_t from = 0; from < n; from += SUM_BLOCK) {
     const size_t m = n - from < SUM_BLOCK ? n - from : SUM_BLOCK;
     const void *block = sum;
-    if (num_parts == 1) {
-      block = memcpy(sum, (const char *)parts[0] + from * element, m * element);
-    } else if (dtype == SUM_F32) {
+    if (dtype == SUM_F32) {
       const float *a = (const float *)parts[0] + from, *b = (const float *)parts[1] + from;
       for (size_t i = 0; i < m; i++) sum[i] = a[i] + b[i];
       for (int r = 2; r < num_parts; r++) sum_add(sum, (const float *)parts[r] + from, m);

@@ -224,34 +224,32 @@ interface Arguments {
 }
 const absent: Arguments = { ptr: 0, out: 0, lengths: null, receives: null, dtype: 0, peer: 0, tag: 0, buffered: 0 };
 
+/** Written out, field by field: a spread costs more than a small sum. */
 function argumentsOf(request: Request): Arguments {
   switch (request.kind) {
     case "allReduce":
-      return { ...absent, ptr: request.ptr, dtype: dtypes[request.dtype] };
-    case "reduceScatter":
-      return {
-        ...absent,
-        ptr: request.ptr,
-        out: request.out,
-        lengths: Float64Array.from(request.counts),
-        dtype: dtypes[request.dtype],
-      };
-    case "allGather":
-      return { ...absent, ptr: request.ptr, out: request.out, lengths: Float64Array.from(request.lengths) };
-    case "allToAll":
-      return {
-        ...absent,
-        ptr: request.ptr,
-        out: request.out,
-        lengths: Float64Array.from(request.sendLengths),
-        receives: Float64Array.from(request.recvLengths),
-      };
+      return { ptr: request.ptr, out: 0, lengths: null, receives: null, dtype: dtypes[request.dtype], peer: 0, tag: 0, buffered: 0 };
+    case "reduceScatter": {
+      const { ptr, out, counts, dtype } = request;
+      return { ptr, out, lengths: Float64Array.from(counts), receives: null, dtype: dtypes[dtype], peer: 0, tag: 0, buffered: 0 };
+    }
+    case "allGather": {
+      const { ptr, out, lengths } = request;
+      return { ptr, out, lengths: Float64Array.from(lengths), receives: null, dtype: 0, peer: 0, tag: 0, buffered: 0 };
+    }
+    case "allToAll": {
+      const { ptr, out, sendLengths, recvLengths } = request;
+      const [lengths, receives] = [Float64Array.from(sendLengths), Float64Array.from(recvLengths)];
+      return { ptr, out, lengths, receives, dtype: 0, peer: 0, tag: 0, buffered: 0 };
+    }
     case "broadcast":
-      return { ...absent, ptr: request.ptr, peer: request.root };
+      return { ptr: request.ptr, out: 0, lengths: null, receives: null, dtype: 0, peer: request.root, tag: 0, buffered: 0 };
     case "send":
-      return { ...absent, ptr: request.ptr, peer: request.peer, tag: request.tag, buffered: request.buffered ? 1 : 0 };
-    case "recv":
-      return { ...absent, ptr: request.ptr, peer: request.peer, tag: request.tag };
+    case "recv": {
+      const { ptr, peer, tag } = request;
+      const buffered = request.kind === "send" && request.buffered ? 1 : 0;
+      return { ptr, out: 0, lengths: null, receives: null, dtype: 0, peer, tag, buffered };
+    }
     case "barrier":
       return absent;
     default:

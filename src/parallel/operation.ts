@@ -3,7 +3,7 @@
  * all implementations (checks of arguments, counting, how many bytes leave a rank) is done before, in `group-communicator.ts`.
  */
 import type { Ptr } from "../backend/kernels.ts";
-import { equalSpeeds, intervalLength, partition, type Interval } from "../util/partition.ts";
+import { equalSpeeds, partition, type Interval } from "../util/partition.ts";
 import type { OperationName, SumDType } from "./communicator.ts";
 import type { Passage } from "./link.ts";
 
@@ -118,9 +118,9 @@ export function volumeOf(request: Request, rank: number, size: number): Volume {
       return request satisfies never;
   }
 }
+/** Length of `reduceSlices(count, size)[rank]`, without the others. */
 function ownSlice(count: number, rank: number, size: number): number {
-  const slice = reduceSlices(count, size)[rank];
-  return slice === undefined ? 0 : intervalLength(slice);
+  return Math.floor(count / size) + (rank < count % size ? 1 : 0);
 }
 
 /** Elements or bytes that all members must agree on; shown where they do not. */

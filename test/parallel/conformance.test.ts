@@ -47,7 +47,7 @@ describe.each(engines)("ranks that are threads and compute with %s", (engine) =>
   test.skipIf(reason !== null).each(sizes)(
     `%i ranks: every collective of any size, blocking, overlapped and in parts of the group, is the reference's${reason === null ? "" : ` (skipped: ${reason})`}`,
     async (size) => {
-      const count = (isLong ? 2000 : engine === "native" ? 60 : 20) / (size > 6 ? 4 : 1);
+      const count = (isLong ? 2000 : engine === "native" ? 40 : 16) / (size > 6 ? 4 : 1);
       await check(size, engine, [...randomPrograms(size, count, seed + size), ...chosenPrograms(size)]);
     },
     isLong ? 10 * patience : patience,

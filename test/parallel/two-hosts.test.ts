@@ -106,7 +106,7 @@ async function goneWithin(seconds: number): Promise<boolean> {
 }
 
 describe.skipIf(reason !== null)(`two hosts${reason === null ? "" : ` (skipped: ${reason})`}`, () => {
-  const numSteps = 100;
+  const numSteps = 80;
   const settings = { numSteps, layout: { pp: 2 }, microBatchSequences: 1, checkpoint: { intervalSteps: 5 } } as const;
   let config = "";
   let expected = "";
