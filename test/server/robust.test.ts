@@ -156,20 +156,41 @@ describe("too much at once", () => {
     const texts = replies.filter(({ status }) => status === 200).map(({ body }) => (body["choices"] as { text: string }[])[0]?.text);
     expect(new Set(texts).size).toBe(1);
   });
-  test("/health answers while the engine works", async () => {
+  test("/health answers within 50 ms while every place is taken and the queue is full", { timeout: 60_000 }, async () => {
     const controller = new AbortController();
-    const load = Array.from({ length: 8 }, () => post(server, "/v1/completions", long, { signal: controller.signal }).catch(() => null));
-    await until(() => server.engine.stats.running === 4);
-    const times: number[] = [];
-    for (let i = 0; i < 20; i++) {
-      const started = performance.now();
-      expect((await fetch(`${server.url}/health`)).status).toBe(200);
-      times.push(performance.now() - started);
-    }
+    // As many as are made at once and as many as may wait, streamed: all that the server is ever given to do.
+    const request = { ...long, stream: true };
+    const ask = async (): Promise<void> => {
+      while (!controller.signal.aborted) {
+        await fetch(`${server.url}/v1/completions`, {
+          method: "POST",
+          headers: { "content-type": "application/json" },
+          body: JSON.stringify(request),
+          signal: controller.signal,
+        }).then(
+          (response) => response.text().catch(() => ""),
+          () => "",
+        );
+      }
+    };
+    const load = Array.from({ length: 8 }, ask);
+    await until(() => server.engine.stats.running === 4 && server.engine.stats.waiting > 0);
+    const round = async (): Promise<number[]> => {
+      const times: number[] = [];
+      for (let i = 0; i < 60; i++) {
+        const started = performance.now();
+        expect((await fetch(`${server.url}/health`)).status).toBe(200);
+        times.push(performance.now() - started);
+        await new Promise((done) => setTimeout(done, 5));
+      }
+      return times.toSorted((a, b) => a - b);
+    };
+    // Client and server are one process here and other tests run beside it: 57 of 60 within 50 ms, in one of three rounds.
+    let best = await round();
+    for (let again = 0; again < 2 && (best[56] ?? 0) >= 50; again++) best = await round();
     controller.abort();
     await Promise.all(load);
-    // 50 ms is what is promised of a machine with a core to spare; here tests run beside each other.
-    expect(times.toSorted((a, b) => a - b)[10]).toBeLessThan(50);
+    expect(best[56]).toBeLessThan(50);
     await until(() => server.engine.stats.running === 0);
   });
   test("an answer that takes longer than the limit is ended with 504, or in a stream with an error", async () => {
