@@ -9,6 +9,7 @@ import { dirname } from "node:path";
 import { parseArgs } from "node:util";
 import { chooseEngine, describeEngine } from "../src/backend/load.ts";
 import { startRival, type Context } from "./context.ts";
+import { dashboardRows } from "./dashboard.ts";
 import { engineRows } from "./engine.ts";
 import { inferenceRows } from "./inference.ts";
 import { efforts, type Row } from "./measure.ts";
@@ -19,7 +20,7 @@ import { parallelRows } from "./parallel.ts";
 import { plannerRows } from "./planner.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows, planner: plannerRows } as const;
+const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows, planner: plannerRows, dashboard: dashboardRows } as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;

@@ -12,6 +12,9 @@ export function wholeNumber(minimum: number): (text: string) => number {
   };
 }
 
+/** Where `moe dashboard` is unless told otherwise. */
+export const defaultDashboardPort = 7007;
+
 /** Parser of a port. */
 export function port(text: string): number {
   const value = wholeNumber(0)(text);

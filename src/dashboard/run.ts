@@ -13,8 +13,8 @@ import { SamplesIndex, sampleText } from "./samples-index.ts";
 import { isProcessRunning } from "../util/process.ts";
 import * as fs from "node:fs";
 
-const sliceBytes = 4 << 20;
-const sliceMilliseconds = 30;
+const sliceBytes = 512 << 10;
+const sliceMilliseconds = 20;
 const configBytes = 4 << 20;
 /** From the end of a file, for the last record of a run that nobody has opened. */
 const tailBytes = 1 << 20;

@@ -214,6 +214,15 @@ class Job {
       schedule: { name: "cosine", warmupSteps: Math.min(20, Math.floor(numSteps / 10)), finalFraction: 0.1 },
       evaluation: { maxSequences: validationSequences },
       checkpoint: { keep: 1 },
+      // What the dashboard shows of experts beside their loads. Takes no random numbers of the run.
+      ...(phase === "moe" && {
+        moe: { similarityInterval: Math.ceil(numSteps / 4) },
+        samples: {
+          intervalSteps: Math.ceil(numSteps / 4),
+          prompts: ["The people of the United States"],
+          maxTokens: Math.min(40, sequenceLength / 2),
+        },
+      }),
     };
     return parseRunConfig(input, `quickstart, ${phase}`);
   }

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import type { Browser, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import { startDashboard, type Dashboard } from "../../src/dashboard/index.ts";
+import { post, removeFolder, serveTiny, writeTinyModel } from "../server/harness.ts";
 import { chromiumNote, chromiumPath, launchChromium } from "./chromium.ts";
 import { recordedSteps, recordRuns } from "./recorded-run.ts";
 
@@ -343,4 +344,43 @@ describe.skipIf(chromiumPath === null)(`the dashboard in Chromium${chromiumNote}
       await page.context().close();
     }, 60_000);
   });
+
+  test(
+    "shows a served model live: loads of its experts, the queue, times to the first and between tokens",
+    { timeout: 120_000 },
+    async () => {
+      const model = await writeTinyModel();
+      const server = await serveTiny(model, {}, { apiKey: "key" });
+      const watching = await startDashboard({ folder: runs, host: "127.0.0.1", port: 0, server: server.url, apiKey: "key" });
+      try {
+        const page = await open("#/serving", {}, watching.url);
+        for (let i = 0; i < 3; i++)
+          await post(
+            server,
+            "/v1/completions",
+            { model: "tiny", prompt: "a b c", max_tokens: 24 },
+            { headers: { authorization: "Bearer key" } },
+          );
+        const heatmap = page.locator("canvas[role=application]").first();
+        await heatmap.waitFor({ timeout: 15_000 });
+        await page
+          .locator(".tiles")
+          .getByText(/\d ms|\d s/)
+          .first()
+          .waitFor({ timeout: 15_000 });
+        await heatmap.focus();
+        await page.keyboard.press("ArrowDown");
+        expect(await page.locator(".heatmap .tip").innerText()).toMatch(/^layer 0, expert 0: (dead|[\d.]+×)$/);
+        expect(await violations(page)).toEqual([]);
+        await picture(page, "serving-light");
+        await server.close();
+        await page.getByText(/does not answer/).waitFor({ timeout: 15_000 });
+        await page.context().close();
+      } finally {
+        await watching.close();
+        await server.close();
+        removeFolder(model);
+      }
+    },
+  );
 });

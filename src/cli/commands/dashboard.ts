@@ -1,7 +1,7 @@
 /** `moe dashboard`: runs in a browser, and a served model beside them. */
 import { Option, type Command } from "commander";
 import { startDashboard } from "../../dashboard/index.ts";
-import { port } from "../options.ts";
+import { defaultDashboardPort, port } from "../options.ts";
 import { Output } from "../output.ts";
 
 interface DashboardFlags {
@@ -11,8 +11,6 @@ interface DashboardFlags {
   readonly apiKey?: string;
   readonly json?: boolean;
 }
-
-export const defaultDashboardPort = 7007;
 
 export function addDashboard(program: Command): void {
   program

@@ -2,7 +2,7 @@
 import { join } from "node:path";
 import { Option, type Command } from "commander";
 import { quickstart, type QuickstartSummary } from "../../quickstart/index.ts";
-import { wholeNumber } from "../options.ts";
+import { defaultDashboardPort, wholeNumber } from "../options.ts";
 import { formatCount, formatTable, Output } from "../output.ts";
 import { openEngine } from "../session.ts";
 import { Reporter } from "../train-reporter.ts";
@@ -39,6 +39,7 @@ async function run(flags: QuickstartFlags): Promise<void> {
   using engine = await openEngine();
   const { name, isa, numThreads } = engine.backend;
   output.log(`engine ${name} (${isa}, ${numThreads} threads), run folder ${runFolder}`);
+  output.log(`to watch it: ${watchCommand(runFolder)}`);
   let reporter: Reporter | null = null;
   let phase = "";
   try {
@@ -67,6 +68,12 @@ async function run(flags: QuickstartFlags): Promise<void> {
     (reporter as Reporter | null)?.stop();
     process.off("SIGINT", stop).off("SIGTERM", stop);
   }
+}
+
+/** The dashboard of the runs, and where it will be. */
+function watchCommand(runFolder: string): string {
+  const moe = process.env["npm_lifecycle_event"] === undefined ? "moe" : "npm run moe --";
+  return `${moe} dashboard ${runFolder} (http://127.0.0.1:${defaultDashboardPort}/)`;
 }
 
 function describe(s: QuickstartSummary): string {
@@ -116,6 +123,6 @@ function describe(s: QuickstartSummary): string {
     "",
     samples.join("\n\n"),
     "",
-    `${s.seconds.toFixed(0)} s; everything is in ${s.runDir}`,
+    `${s.seconds.toFixed(0)} s; everything is in ${s.runDir}; to look at it: ${watchCommand(s.runDir)}`,
   ].join("\n");
 }
