@@ -20,7 +20,14 @@ import { parallelRows } from "./parallel.ts";
 import { plannerRows } from "./planner.ts";
 import { describeRow, markdownReport, textTable } from "./report.ts";
 
-const themes = { engine: engineRows, moe: moeRows, inference: inferenceRows, parallel: parallelRows, planner: plannerRows, dashboard: dashboardRows } as const;
+const themes = {
+  engine: engineRows,
+  moe: moeRows,
+  inference: inferenceRows,
+  parallel: parallelRows,
+  planner: plannerRows,
+  dashboard: dashboardRows,
+} as const;
 
 /** Load a processor above which somebody else is computing. */
 const busyLoad = 0.25;
