@@ -11,6 +11,7 @@
  *   without a pipeline: each micro-batch would exchange gradients. All can be fixed.
  */
 import { MoeError } from "../util/errors.ts";
+import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
 import type { PlanLayout, Workload } from "./types.ts";
 
 /** What is decided already. */
@@ -21,6 +22,8 @@ export interface LayoutSpace {
   readonly numDevices: number;
   readonly devicesPerNode: number;
   readonly fixed: FixedLayout;
+  /** Only layouts of this schedule: several stages a rank, or one. Default: both. */
+  readonly schedule?: PipelineScheduleName;
 }
 
 /** All layouts of the space. Throws `configuration` where what is fixed is impossible, or no layout is left, saying why. */
@@ -76,11 +79,12 @@ function expertDegrees({ workload, fixed }: LayoutSpace, dp: number, tp: number)
   return eps.flatMap((ep) => etps.filter((etp) => (dp * tp) % (ep * etp) === 0).map((etp) => ({ ep, etp })));
 }
 
-function interleaves({ workload, fixed }: LayoutSpace, pp: number, numMicroBatches: number): number[] {
-  if (fixed.interleave !== undefined) return [fixed.interleave];
-  if (pp === 1 || numMicroBatches < pp) return [1];
+function interleaves({ workload, fixed, schedule }: LayoutSpace, pp: number, numMicroBatches: number): number[] {
+  const fits = (v: number): boolean => schedule === undefined || v > 1 === (schedule === "interleaved");
+  if (fixed.interleave !== undefined) return [fixed.interleave].filter(fits);
+  if (pp === 1 || numMicroBatches < pp) return [1].filter(fits);
   const most = Math.floor(workload.model.numLayers / pp);
-  return [1, 2, 3, 4, 6, 8, 12, 16].filter((v) => v <= most);
+  return [1, 2, 3, 4, 6, 8, 12, 16].filter((v) => v <= most && fits(v));
 }
 
 function zeros(dp: number, pp: number, fixed: PlanLayout["zero"] | undefined): PlanLayout["zero"][] {
@@ -123,7 +127,7 @@ export function nearestMultiples(n: number, step: number): string {
 }
 
 /** Why the enumeration is empty: batch, devices and model are checked in the order in which they cut. */
-function nothingLeft({ workload, numDevices, devicesPerNode, fixed }: LayoutSpace): string {
+function nothingLeft({ workload, numDevices, devicesPerNode, fixed, schedule }: LayoutSpace): string {
   const { batchSequences, model } = workload;
   const tps = fixed.tp === undefined ? divisors(devicesPerNode).filter((tp) => tp <= model.numHeads) : [fixed.tp];
   const dps = tps.flatMap((tp) =>
@@ -134,7 +138,9 @@ function nothingLeft({ workload, numDevices, devicesPerNode, fixed }: LayoutSpac
   const usable = [...new Set(dps)].filter((dp) => Number.isInteger(dp) && (fixed.dp ?? dp) === dp).toSorted((a, b) => a - b);
   const least = usable[0];
   if (least === undefined)
-    return `no layout: ${numDevices} devices cannot be used with ${JSON.stringify(fixed)} and ${model.numLayers} layers`;
+    return `no layout: ${numDevices} devices cannot be used with ${Object.entries(fixed)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", ")} and ${model.numLayers} layers`;
   const step = least * (fixed.microBatch ?? 1);
   if (batchSequences % step !== 0) {
     return (
@@ -142,5 +148,9 @@ function nothingLeft({ workload, numDevices, devicesPerNode, fixed }: LayoutSpac
       `(${usable.join(", ")}${fixed.microBatch === undefined ? "" : `, micro-batch ${fixed.microBatch}`}); nearest: ${nearestMultiples(batchSequences, step)} sequences`
     );
   }
-  return `no layout: ${JSON.stringify(fixed)} leaves none for ${numDevices} devices, ${batchSequences} sequences and ${model.moe?.numExperts ?? 0} experts`;
+  const asked = [
+    ...Object.entries(fixed).map(([name, value]) => `${name} ${value}`),
+    ...(schedule === undefined ? [] : [`schedule ${schedule}`]),
+  ];
+  return `no layout: ${asked.length === 0 ? "the space" : asked.join(", ")} leaves none for ${numDevices} devices, ${batchSequences} sequences and ${model.moe?.numExperts ?? 0} experts`;
 }

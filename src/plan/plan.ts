@@ -204,21 +204,18 @@ function searchOptions(request: PlanRequest): SearchOptions {
     workload: { model: shapeOf(model), sequenceLength, batchSequences, software },
     cluster,
     memoryReserve,
-    fixed: fixedBySplit(fixed ?? {}, layers, schedule),
+    fixed: fixedBySplit(fixed ?? {}, layers),
     ...(layers === undefined ? {} : { layers }),
     ...(recompute === undefined ? {} : { recompute }),
     ...(schedule === undefined ? {} : { schedule }),
   };
 }
 
-/** A given split says how many stages there are; a schedule whether a rank has several. */
-function fixedBySplit(fixed: FixedLayout, layers: readonly number[] | undefined, schedule: PipelineScheduleName | undefined): FixedLayout {
-  if (layers !== undefined) {
-    const interleave = fixed.interleave ?? (fixed.pp === undefined ? 1 : layers.length / fixed.pp);
-    const pp = fixed.pp ?? layers.length / interleave;
-    return { ...fixed, pp, interleave };
-  }
-  return schedule === undefined || schedule === "interleaved" ? fixed : { ...fixed, interleave: 1 };
+/** A given split says how many stages there are. */
+function fixedBySplit(fixed: FixedLayout, layers: readonly number[] | undefined): FixedLayout {
+  if (layers === undefined) return fixed;
+  const interleave = fixed.interleave ?? (fixed.pp === undefined ? 1 : layers.length / fixed.pp);
+  return { ...fixed, pp: fixed.pp ?? layers.length / interleave, interleave };
 }
 
 function checkLists({ model, fixed = {}, layers, recompute }: PlanRequest): void {
@@ -281,7 +278,7 @@ export function smallestThatFits(options: SearchOptions, { model, software = usu
 
 function fitsSomehow(options: SearchOptions, count: number): boolean {
   const devicesPerNode = Math.min(...options.cluster.nodes.map((group) => group.devicesPerNode));
-  const layouts = tryHard(() => layoutsOf({ workload: options.workload, numDevices: count, devicesPerNode, fixed: options.fixed ?? {} }));
+  const layouts = tryHard(() => layoutsOf({ ...options, numDevices: count, devicesPerNode, fixed: options.fixed ?? {} }));
   const cache = new EvaluationCache();
   const limit = Math.min(...options.cluster.nodes.map(({ device }) => device.memoryBytes));
   return (layouts ?? [])

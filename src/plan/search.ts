@@ -39,9 +39,15 @@ export interface SearchResult {
 
 /** A sentence where no layout fits, with the one that comes nearest. Throws `configuration` where none is possible. */
 export function searchLayouts(options: SearchOptions): SearchResult | string {
-  const { workload, cluster, fixed = {}, slack = 0.05 } = options;
+  const { workload, cluster, fixed = {}, slack = 0.05, schedule } = options;
   const devicesPerNode = Math.min(...cluster.nodes.map((group) => group.devicesPerNode));
-  const layouts = layoutsOf({ workload, numDevices: numDevices(cluster), devicesPerNode, fixed });
+  const layouts = layoutsOf({
+    workload,
+    numDevices: numDevices(cluster),
+    devicesPerNode,
+    fixed,
+    ...(schedule === undefined ? {} : { schedule }),
+  });
   const cache = new EvaluationCache();
   const bounded = layouts
     .map((layout) => new LayoutEvaluation(layout, { maxNodes: 3000, ...options }, cache))
