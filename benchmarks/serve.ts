@@ -2,12 +2,12 @@
  * Rows `serve.throughput` and `serve.ttft`: `moe serve` beside llama-server, both as processes that were started by their commands, the
  * model of `fp8-model.ts` in each, 16 slots each, and one client program (this) that asks both for the same.
  *
- * A sample: 16 clients at once, each with two requests (with `--quick` one) one after the other, over HTTP with streaming: a prompt of 128 tokens that
+ * A sample: 16 clients at once, each with one request over HTTP with streaming: a prompt of 128 tokens that
  * nobody asked before (so that no cache of prompts helps), 128 tokens of greedy output, end tokens passed over. Throughput is the output tokens
  * of all requests over the time from the first request to the last token; time to first token is the median over all requests of the
  * time from sending the request to the first text. One server works at a time; the other waits without computing.
  *
- * llama-server runs with 1 and with 2 threads at first; who is far slower takes no further part.
+ * llama-server answers shorter requests with 1 and with 2 threads at first; who is far slower takes no further part.
  */
 import { spawn, type ChildProcess } from "node:child_process";
 import { readFileSync } from "node:fs";
@@ -23,13 +23,15 @@ import { cacheFolder } from "./process.ts";
 
 const throughputBar = 2;
 const ttftBar = 0.5;
+const modelName = "bench";
 const numClients = 16;
 const promptTokens = 128;
-const outputTokens = 128;
-/** Requests of one client in a sample: the second wave meets a server that is at work. A sample takes most of a minute: three must do. */
-const full = { requestsEach: 2, samples: 3 } as const;
-const quick = { requestsEach: 1, samples: 1 } as const;
-const hopeless = 1.5;
+/** What a client asks for in a sample. A sample takes up to a minute of the rival: three must do, and one with `--quick`. */
+const whole = { requestsEach: 1, outputTokens: 128 } as const;
+const numSamples = 3;
+/** What decides which numbers of threads are worth measuring, and warms up. */
+const first = { requestsEach: 1, outputTokens: 16 } as const;
+const hopeless = 1.3;
 const readyMs = 120_000;
 
 export const serveNames = ["serve.throughput", "serve.ttft"] as const;
@@ -104,9 +106,9 @@ interface Answered {
 }
 
 /** One streamed completion. Throws where the server answers with an error or with another number of tokens. */
-async function complete(url: string, prompt: readonly number[]): Promise<Answered> {
+async function complete(url: string, prompt: readonly number[], outputTokens: number): Promise<Answered> {
   const started = performance.now();
-  const body = { model: "bench", prompt, max_tokens: outputTokens, temperature: 0, ignore_eos: true, stream: true };
+  const body = { model: modelName, prompt, max_tokens: outputTokens, temperature: 0, ignore_eos: true, stream: true };
   const response = await fetch(`${url}/v1/completions`, {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -140,13 +142,13 @@ interface Load {
   readonly ttftMs: number;
 }
 
-async function load(url: string, prompts: Prompts, requestsEach: number): Promise<Load> {
+async function load(url: string, prompts: Prompts, { requestsEach, outputTokens }: typeof whole | typeof first): Promise<Load> {
   const work = Array.from({ length: numClients }, () => Array.from({ length: requestsEach }, () => prompts.next()));
   const started = performance.now();
   const answers = await Promise.all(
     work.map(async (own) => {
       const done: Answered[] = [];
-      for (const prompt of own) done.push(await complete(url, prompt));
+      for (const prompt of own) done.push(await complete(url, prompt, outputTokens));
       return done;
     }),
   );
@@ -158,28 +160,24 @@ async function load(url: string, prompts: Prompts, requestsEach: number): Promis
 async function startOurs(): Promise<ServerProcess> {
   const { path } = await fp8Model();
   const command = join(import.meta.dirname, "..", "src", "cli", "main.ts");
-  const args = ["--max-batch", String(numClients), "--max-context", String(2 * (promptTokens + outputTokens))];
+  const args = ["--name", modelName, "--max-batch", String(numClients), "--max-context", String(2 * (promptTokens + whole.outputTokens))];
   return ServerProcess.start(process.execPath, [command, "serve", path, ...args], await freePort());
 }
 
 async function startLlama(threads: number): Promise<ServerProcess> {
-  const context = numClients * 2 * (promptTokens + outputTokens);
+  const context = numClients * 2 * (promptTokens + whole.outputTokens);
   const counts = ["-np", String(numClients), "-c", String(context), "-t", String(threads), "-tb", String(threads)];
   return ServerProcess.start(llamaProgram("llama-server"), ["-m", await q8Model(), ...counts, "--host", "127.0.0.1"], await freePort());
 }
 
 /** Rates and times of both sides, taking turns. */
-async function measureBoth({
-  effort,
-  log,
-}: Context): Promise<{ ours: Load[]; theirs: { threads: number; loads: Load[] }[]; requestsEach: number }> {
-  const { requestsEach, samples } = effort.samples >= full.samples + 1 ? full : quick;
+async function measureBoth({ effort, log }: Context): Promise<{ ours: Load[]; theirs: { threads: number; loads: Load[] }[] }> {
   await using stack = new AsyncDisposableStack();
   const prompts = await Prompts.open(await upcycledModel());
   const llamas: { threads: number; url: string; rate: number }[] = [];
   for (const threads of [1, 2]) {
     const { url } = stack.use(await startLlama(threads));
-    llamas.push({ threads, url, rate: (await load(url, prompts, requestsEach)).rate });
+    llamas.push({ threads, url, rate: (await load(url, prompts, first)).rate });
     log(`llama-server, ${threads} threads: ${llamas.at(-1)?.rate.toFixed(0)} tokens/s`);
   }
   const best = Math.max(...llamas.map(({ rate }) => rate));
@@ -187,15 +185,15 @@ async function measureBoth({
   const ours = stack.use(await startOurs());
   const loads = [ours, ...kept].map((): Load[] => []);
   const sides = [ours, ...kept].map(({ url }, side) => ({
-    sample: async (): Promise<number> => loads[side]?.push(await load(url, prompts, requestsEach)) ?? 0,
+    sample: async (): Promise<number> => loads[side]?.push(await load(url, prompts, whole)) ?? 0,
   }));
   // The rival had its warm-up when its threads were tried.
-  await load(ours.url, prompts, requestsEach);
-  await interleave(sides, { samples, warmups: 0 });
-  return { ours: loads[0] ?? [], theirs: kept.map(({ threads }, i) => ({ threads, loads: loads[i + 1] ?? [] })), requestsEach };
+  await load(ours.url, prompts, first);
+  await interleave(sides, { samples: Math.min(numSamples, Math.ceil(effort.samples / 3)), warmups: 0 });
+  return { ours: loads[0] ?? [], theirs: kept.map(({ threads }, i) => ({ threads, loads: loads[i + 1] ?? [] })) };
 }
 
-function serveRow(name: (typeof serveNames)[number], { ours, theirs, requestsEach }: Awaited<ReturnType<typeof measureBoth>>): Row {
+function serveRow(name: (typeof serveNames)[number], { ours, theirs }: Awaited<ReturnType<typeof measureBoth>>): Row {
   const isRate = name === "serve.throughput";
   const of = (loads: readonly Load[]): number[] => loads.map(({ rate, ttftMs }) => (isRate ? rate : ttftMs));
   // Whose throughput is best is the rival in both rows.
@@ -208,7 +206,7 @@ function serveRow(name: (typeof serveNames)[number], { ours, theirs, requestsEac
     unit: isRate ? "tokens/s" : "ms",
     bar: isRate ? throughputBar : ttftBar,
     others: Object.fromEntries(theirs.map(({ threads, loads }) => [`llama-server, ${threads} threads`, of(loads)])),
-    note: `${numClients} clients, ${requestsEach} requests each, ${promptTokens} tokens in, ${outputTokens} out`,
+    note: `${numClients} clients, ${promptTokens} tokens in, ${whole.outputTokens} out`,
   };
 }
 

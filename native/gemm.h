@@ -7,13 +7,15 @@
  *   backward weight  dw[n][k]:  I = k (x), J = n (dy), reduced m
  * so that weights are transposed only for many rows. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
  * in slices of TILE_DEPTH, packs both sides, and keeps the f32 accumulators in its thread's scratch, which leaves the chain of each
- * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same.
+ * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same. FP8 weights with bf16 rows
+ * go to tiles_amx.h where there are tile registers, whatever the number of rows; the order there is its own.
  * Blocks depend on shapes and on the number of threads; no result depends on the blocks. One group is a plain linear; an empty one is no work.
  */
 #ifndef MOE_GEMM_H
 #define MOE_GEMM_H
 #include "gemm_pack.h"
 #include "gemv_fp8.h"
+#include "tiles_amx.h"
 
 enum { GEMM_FORWARD, GEMM_INPUT, GEMM_WEIGHT };
 enum {
@@ -32,6 +34,7 @@ enum {
   OWN_PANEL_BLOCKS = 3,             /* chunks pack their own panels */
   SWAP_ROWS = 512,                  /* more may swap the sides of forward */
   GEMV_CHUNK_BYTES = 1 << 20,
+  FEW_PACKS = 8,                    /* of tiles: sooner done than told to others */
   ALONE_WORK = 1 << 16,             /* multiply-adds not worth waking threads for */
 };
 
@@ -64,6 +67,7 @@ typedef struct {
   gemm_group *groups; /* groups with work only */
   ptrdiff_t count, chunks, packs;
   int pairs;
+  int tiles; /* by tiles_amx.h: `prepared` of a group holds its rows as tiles */
 } gemm_plan;
 
 MOE_INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
@@ -108,25 +112,32 @@ static void plan_groups(gemm_plan *plan) {
     g.I = job->kind == GEMM_FORWARD ? g.rows : job->K;
     g.J = job->kind == GEMM_INPUT ? g.rows : job->N;
     g.R = job->kind == GEMM_FORWARD ? job->K : job->kind == GEMM_INPUT ? job->N : g.rows;
-    g.gemv = job->kind == GEMM_FORWARD && g.rows <= GEMV_ROWS;
-    g.swapped = swap_pays(job, g.rows);
+    g.gemv = job->kind == GEMM_FORWARD && g.rows <= GEMV_ROWS && !plan->tiles;
+    g.swapped = !plan->tiles && swap_pays(job, g.rows);
     if (g.swapped) g.I = job->N, g.J = g.rows;
     if (g.I > 0 && g.J > 0) plan->groups[plan->count++] = g;
   }
 }
 
-/* Chunks of all groups, with blocks of at most sizeI x sizeJ; gemv groups are cut by the bytes of w. */
+/* Groups of VL columns that one chunk of gemv or of tiles takes: by the bytes of w. */
+static ptrdiff_t vectors_of_chunk(const gemm_plan *plan, ptrdiff_t vectors) {
+  const ptrdiff_t bytes = VL * (plan->job.K + 1) * (ptrdiff_t)dtype_size(plan->job.wType), most = GEMV_CHUNK_BYTES / bytes;
+  const ptrdiff_t runs = (ptrdiff_t)moe_num_threads(plan->ctx) * GEMV_RUNS_A_THREAD;
+  /* Tiles of several experts are runs enough with fewer of each. */
+  ptrdiff_t each = ceil_div(vectors, plan->tiles && plan->count > 1 ? ceil_div(runs, plan->count) : runs);
+  if (each > most) each = most > 0 ? most : 1;
+  return plan->tiles ? round_up(each, 2) : each;
+}
+
+/* Chunks of all groups, with blocks of at most sizeI x sizeJ; gemv groups and tiles are cut by the bytes of w. */
 static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) {
   ptrdiff_t chunks = 0;
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     gemm_group *g = plan->groups + i;
     g->firstChunk = chunks;
-    if (g->gemv) {
-      const ptrdiff_t vectors = ceil_div(g->J, VL), bytes = VL * (plan->job.K + 1) * (ptrdiff_t)dtype_size(plan->job.wType);
-      ptrdiff_t each = ceil_div(vectors, (ptrdiff_t)moe_num_threads(plan->ctx) * GEMV_RUNS_A_THREAD);
-      if (each * bytes > GEMV_CHUNK_BYTES) each = GEMV_CHUNK_BYTES / bytes > 0 ? GEMV_CHUNK_BYTES / bytes : 1;
-      g->sizeI = g->rows;
-      g->sizeJ = each * VL;
+    if (g->gemv || plan->tiles) {
+      g->sizeI = plan->tiles ? min_size(g->rows, TILE_BLOCK_ROWS) : g->rows;
+      g->sizeJ = vectors_of_chunk(plan, ceil_div(g->J, VL)) * VL;
     } else {
       g->sizeI = block_size(g->I, sizeI, PANEL_ROWS);
       /* What packs its own panels does so once a block of J, so shallow ones are wide. */
@@ -143,13 +154,18 @@ static ptrdiff_t plan_chunks(gemm_plan *plan, ptrdiff_t sizeI, ptrdiff_t sizeJ) 
 /* Whether a group's panels are packed once for all chunks: not where too few would share them (they go through far memory). */
 static int shares_panels(const gemm_group *g) { return !g->gemv && (g->swapped || g->blocksJ > OWN_PANEL_BLOCKS); }
 
+/* Rows of a group's tiles, and the 32-bit words that all of them take. */
+MOE_INLINE int tile_width(ptrdiff_t rows) { return rows < TILE_SIDE ? (int)rows : TILE_SIDE; }
+MOE_INLINE ptrdiff_t tile_words(ptrdiff_t rows, ptrdiff_t K) { return ceil_div(rows, TILE_SIDE) * tile_width(rows) * TILE_SIDE * ceil_div(K, TILE_K); }
+
 /* Rows that are made ready once for all chunks of a group: panels, and what gemv reads. */
 static void plan_packs(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
   size_t shared = 0, gemv = 0;
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     const gemm_group *g = plan->groups + i;
-    if (shares_panels(g)) shared += (size_t)(round_up(g->I, VL) * words_of(g->R, plan->pairs));
+    if (plan->tiles) gemv += (size_t)tile_words(g->rows, job->K);
+    else if (shares_panels(g)) shared += (size_t)(round_up(g->I, VL) * words_of(g->R, plan->pairs));
     if (g->gemv && job->xType != MOE_F32) gemv += (size_t)(g->rows * round_up(job->K, VL));
   }
   if (shared * sizeof(float) > SHARED_PANEL_BYTES) shared = 0;
@@ -159,6 +175,12 @@ static void plan_packs(gemm_plan *plan) {
   for (ptrdiff_t i = 0; i < plan->count; i++) {
     gemm_group *g = plan->groups + i;
     g->firstPack = plan->packs;
+    if (plan->tiles) {
+      g->prepared = next;
+      next += tile_words(g->rows, job->K);
+      plan->packs += ceil_div(g->rows, TILE_SIDE);
+      continue;
+    }
     if (g->gemv ? job->xType == MOE_F32 : !shared || !shares_panels(g)) continue;
     g->prepared = next;
     next += g->gemv ? g->rows * round_up(job->K, VL) : round_up(g->I, VL) * words_of(g->R, plan->pairs);
@@ -174,10 +196,11 @@ static int enough_chunks(ptrdiff_t chunks, int threads) {
 static void plan_job(gemm_plan *plan) {
   const gemm_job *job = &plan->job;
   ptrdiff_t sizeI = BLOCK_I, sizeJ = BLOCK_J;
+  plan->tiles = MOE_TILES && job->kind == GEMM_FORWARD && job->wType == MOE_FP8 && job->xType == MOE_BF16 && job->K > 0 && job->scaling != MOE_SCALE_BLOCK128;
   plan->pairs = MOE_PAIRS && (job->kind == GEMM_INPUT || job->xType == MOE_BF16) && (job->kind == GEMM_WEIGHT || job->wType == MOE_BF16) &&
                 (job->kind == GEMM_FORWARD || job->yType == MOE_BF16);
   plan_groups(plan);
-  while (plan->chunks = plan_chunks(plan, sizeI, sizeJ), !enough_chunks(plan->chunks, moe_num_threads(plan->ctx))) {
+  while (plan->chunks = plan_chunks(plan, sizeI, sizeJ), !plan->tiles && !enough_chunks(plan->chunks, moe_num_threads(plan->ctx))) {
     if (sizeJ > 96) sizeJ /= 2;
     else if (sizeI > 256) sizeI /= 2;
     else if (sizeJ > 48) sizeJ /= 2;

@@ -15,10 +15,27 @@ static void group_operands(const gemm_plan *plan, const gemm_group *g, gemm_oper
   *j = g->swapped ? x : job->kind == GEMM_FORWARD ? w : y;
 }
 
+#if MOE_TILES
+/* Tiles of x of one TILE_SIDE of rows. */
+static void pack_tiles(const gemm_plan *plan, const gemm_group *g, ptrdiff_t number) {
+  const gemm_job *job = &plan->job;
+  const ptrdiff_t row = number * TILE_SIDE;
+  const int width = tile_width(g->rows);
+  uint32_t *dst = (uint32_t *)(void *)g->prepared + row * TILE_SIDE * ceil_div(job->K, TILE_K);
+  tiles_pack(dst, width, (const moe_bf16 *)job->x + (g->row + row) * job->K, job->K, min_size(g->rows - row, TILE_SIDE), job->K);
+}
+#endif
+
 /* One panel's worth of lines, once for all chunks. */
 static void pack_task(void *argument, ptrdiff_t number, int thread) {
   const gemm_plan *plan = argument;
   const gemm_group *g = group_of(plan, number, 1);
+#if MOE_TILES
+  if (plan->tiles) {
+    pack_tiles(plan, g, number - g->firstPack);
+    return;
+  }
+#endif
   const ptrdiff_t line = (number - g->firstPack) * PANEL_ROWS, lines = min_size(g->I - line, PANEL_ROWS), R = g->R;
   gemm_operand i, j;
   (void)thread;
@@ -90,6 +107,86 @@ static void gemv_fp8_chunk(const gemm_job *job, const gemm_group *g, ptrdiff_t j
     j += groups * VL;
   }
 }
+
+#if MOE_TILES
+/* Writes sums[n 16][m width], of `columns` (at most 16) columns from j by the rows of x from `row` on. */
+static void tiles_write(const gemm_job *job, const gemm_group *g, const float *sums, int width, ptrdiff_t row, ptrdiff_t j, ptrdiff_t columns) {
+  const int n = (int)min_size(columns, VL);
+  if (columns <= 0) return;
+  if (width == 1) {
+    gemv_store(job, g, sums, row, j, n);
+    return;
+  }
+  const vf scale = scaled_sum(job, g->expert, j, v_set1(1.0f), n), bias = job->bias ? v_load_n(job->bias + j, n) : v_zero();
+  const ptrdiff_t base = (g->row + row) * job->N + j, rows = min_size(g->rows - row, width);
+  vf t[VL];
+  MOE_UNROLL(16)
+  for (int i = 0; i < VL; i++) t[i] = v_load(sums + i * TILE_SIDE);
+  v_transpose(t);
+  MOE_UNROLL(16)
+  for (int m = 0; m < VL; m++) {
+    if (m >= rows) break;
+    const vf sum = v_mul(t[m], scale);
+    store_some(job, base + m * job->N, job->bias ? v_add(sum, bias) : sum, n);
+  }
+}
+
+/* A chunk of tiles: a block of rows of a group by columns j0... */
+typedef struct {
+  const gemm_job *job;
+  const gemm_group *g;
+  const uint8_t *w;   /* of column j0 */
+  const uint32_t *x;  /* tiles of row i0 */
+  ptrdiff_t i0, rows, j0, columns, steps, apart;
+  int width;
+} tiles_block;
+
+/* 32 columns at a time are widened over a slab of k, and meet all rows while they are near; sums wait between slabs in `acc`. */
+static void tiles_run(const tiles_block *b, ptrdiff_t slab, moe_bf16 *panel, float *acc) {
+  const gemm_job *job = b->job;
+  const ptrdiff_t size = TILE_SIDE * TILE_SIDE, line = b->width == 1 ? 4 : 4 * TILE_SIDE;
+  for (ptrdiff_t j = 0; j < b->columns; j += 2 * TILE_SIDE) {
+    const ptrdiff_t there = b->columns - j;
+    for (ptrdiff_t s0 = 0; s0 < b->steps; s0 += slab) {
+      const ptrdiff_t steps = min_size(slab, b->steps - s0);
+      const uint8_t *w = b->w + j * job->K;
+      /* Whole tiles of few rows need no panel. */
+      const int few = b->rows <= TILE_FEW_ROWS && there >= 2 * TILE_SIDE && job->K % (2 * TILE_K) == 0;
+      const uint8_t *next = there >= 4 * TILE_SIDE ? w + 2 * TILE_SIDE * job->K : 0;
+      if (!few) tiles_widen_panel(panel, w, job->K, there, s0, steps);
+      for (ptrdiff_t i = 0; i < b->rows; i += 2 * TILE_SIDE) {
+        const int two = b->rows - i > TILE_SIDE;
+        float *sums = acc + i * 2 * TILE_SIDE;
+        const uint32_t *x = b->x + i * TILE_SIDE * b->steps + s0 * TILE_SIDE * b->width;
+        if (few && two) tiles_few_sums(1, w, job->K, x, b->apart, b->width, next, sums, line);
+        else if (few) tiles_few_sums(0, w, job->K, x, b->apart, b->width, next, sums, line);
+        else if (two) tiles_panel(1, panel, steps, x, b->apart, b->width, sums, line, s0 > 0);
+        else tiles_panel(0, panel, steps, x, b->apart, b->width, sums, line, s0 > 0);
+        if (s0 + steps < b->steps) continue;
+        for (int t = 0; t < 4; t++)
+          if (t < 2 || two) tiles_write(job, b->g, sums + t * size, b->width, b->i0 + i + (t >> 1) * TILE_SIDE, b->j0 + j + (t & 1) * TILE_SIDE, there - (t & 1) * TILE_SIDE);
+      }
+    }
+  }
+}
+
+/* Rows i0.. of a group (a multiple of TILE_SIDE) by columns j0..: two tiles of w at a time, with two of x at a time. */
+static void tiles_chunk(const gemm_plan *plan, const gemm_group *g, int thread, ptrdiff_t i0, ptrdiff_t rows, ptrdiff_t j0, ptrdiff_t columns) {
+  const gemm_job *job = &plan->job;
+  const ptrdiff_t steps = ceil_div(job->K, TILE_K);
+  const int width = tile_width(g->rows);
+  const tiles_block b = {.job = job, .g = g, .w = (const uint8_t *)job->w + (g->expert * job->N + j0) * job->K,
+                         .x = (const uint32_t *)(const void *)g->prepared + i0 * TILE_SIDE * steps,
+                         .i0 = i0, .rows = rows, .j0 = j0, .columns = columns, .steps = steps, .apart = steps * TILE_SIDE * width, .width = width};
+  /* Few rows use each weight once or twice: a slab is then all of k, read in order. */
+  const ptrdiff_t slab = rows <= TILE_FEW_ROWS ? steps : ceil_div(steps, ceil_div(steps, TILE_SLAB));
+  const ptrdiff_t panel = round_up(tiles_panel_size(slab), 32), sums = round_up(rows, 2 * TILE_SIDE) * 2 * TILE_SIDE;
+  moe_bf16 *scratch = moe_thread_scratch(plan->ctx, thread, (size_t)panel * sizeof(moe_bf16) + (size_t)sums * sizeof(float));
+  tiles_configure(width);
+  tiles_run(&b, slab, scratch, (float *)(void *)(scratch + panel));
+  tiles_release();
+}
+#endif
 
 static void gemv_chunk(const gemm_plan *plan, const gemm_group *g, ptrdiff_t j0, ptrdiff_t columns) {
   const gemm_job *job = &plan->job;
@@ -207,6 +304,12 @@ static void gemm_chunk(void *argument, ptrdiff_t number, int thread) {
   gemm_block b = {.plan = plan, .group = g, .i0 = at % g->blocksI * g->sizeI, .j0 = at / g->blocksI * g->sizeJ};
   b.lines = min_size(g->I - b.i0, g->sizeI);
   b.columns = min_size(g->J - b.j0, g->sizeJ);
+#if MOE_TILES
+  if (plan->tiles) {
+    tiles_chunk(plan, g, thread, b.i0, b.lines, b.j0, b.columns);
+    return;
+  }
+#endif
   if (g->gemv) {
     gemv_chunk(plan, g, b.j0, b.columns);
     return;
@@ -233,7 +336,9 @@ static void gemm_run(moe_context *ctx, const gemm_job *job) {
     for (ptrdiff_t c = 0; c < plan.chunks; c++) gemm_chunk(&plan, c, 0);
     return;
   }
-  moe_parallel_for(ctx, plan.packs, pack_task, &plan);
+  if (plan.tiles && plan.packs <= FEW_PACKS)
+    for (ptrdiff_t c = 0; c < plan.packs; c++) pack_task(&plan, c, 0);
+  else moe_parallel_for(ctx, plan.packs, pack_task, &plan);
   moe_parallel_for(ctx, plan.chunks, gemm_chunk, &plan);
 }
 #endif

@@ -20,23 +20,33 @@ typedef struct {
   ptrdiff_t count, each;   /* matrices; vectors of one task */
 } many_job;
 
+static void few_rows_chunk(const gemm_plan *plan, const gemm_group *g, int thread, ptrdiff_t j, ptrdiff_t columns) {
+  (void)thread;
+#if MOE_TILES
+  if (plan->tiles) {
+    tiles_chunk(plan, g, thread, 0, g->rows, j, columns);
+    return;
+  }
+#endif
+  gemv_chunk(plan, g, j, columns);
+}
+
 static void many_task(void *argument, ptrdiff_t chunk, int thread) {
   const many_job *job = argument;
   ptrdiff_t from = chunk * job->each, left = job->each;
-  (void)thread;
   for (ptrdiff_t i = 0; i < job->count && left > 0; i++) {
     if (from >= job->vectors[i]) {
       from -= job->vectors[i];
       continue;
     }
     const ptrdiff_t take = min_size(left, job->vectors[i] - from), j = from * VL;
-    gemv_chunk(job->plans + i, job->groups + i, j, min_size(job->groups[i].J - j, take * VL));
+    few_rows_chunk(job->plans + i, job->groups + i, thread, j, min_size(job->groups[i].J - j, take * VL));
     left -= take;
     from = 0;
   }
 }
 
-/* All products by gemv: the first is planned and its rows packed, the others differ in w, bias, out and N alone. */
+/* All products by gemv, or by tiles: the first is planned and its rows packed, the others differ in w, bias, out and N alone. */
 static void many_few_rows(moe_context *ctx, const gemm_job *jobs, ptrdiff_t count) {
   many_job many = {.count = count};
   ptrdiff_t total = 0;
@@ -56,8 +66,7 @@ static void many_few_rows(moe_context *ctx, const gemm_job *jobs, ptrdiff_t coun
     many_task(&many, 0, 0);
     return;
   }
-  const ptrdiff_t bytes = VL * (jobs[0].K + 1) * (ptrdiff_t)dtype_size(jobs[0].wType), most = GEMV_CHUNK_BYTES / bytes;
-  many.each = min_size(ceil_div(total, (ptrdiff_t)moe_num_threads(ctx) * GEMV_RUNS_A_THREAD), most > 0 ? most : 1);
+  many.each = vectors_of_chunk(&first, total);
   moe_parallel_for(ctx, ceil_div(total, many.each), many_task, &many);
 }
 
@@ -93,7 +102,8 @@ void MOE_KERNEL(linear_fp8_forward_many)(moe_context *ctx, void *out0, void *out
     if (sizes[i] > 0)
       jobs[count++] = (gemm_job){.out = outs[i], .x = x, .w = ws[i], .scales = scales[i], .scaling = scaling, .bias = biases[i], .groups = 1, .rows = M, .N = sizes[i], .K = K, .kind = GEMM_FORWARD, .xType = xType, .wType = MOE_FP8, .outType = outType};
   if (M <= 0 || count == 0) return;
-  if (M <= GEMV_ROWS) many_few_rows(ctx, jobs, count);
+  const int tiles = MOE_TILES && xType == MOE_BF16 && K > 0 && scaling != MOE_SCALE_BLOCK128;
+  if (M <= (tiles ? (ptrdiff_t)TILE_FEW_ROWS : GEMV_ROWS)) many_few_rows(ctx, jobs, count);
   else
     for (ptrdiff_t i = 0; i < count; i++) MOE_CAT(moe_, linear_fp8_forward, MOE_ISA)(ctx, jobs[i].out, x, jobs[i].w, jobs[i].scales, jobs[i].bias, M, jobs[i].N, K, xType, scaling, outType);
 }

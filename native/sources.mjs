@@ -34,7 +34,7 @@ const avx512 = [...avx2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", 
 
 /** Flags of each instruction set, by processor architecture (Node's names), the most capable last. */
 export const instructionSets = {
-  x64: { avx2, avx512, avx512bf16: [...avx512, "-mavx512bf16"] },
+  x64: { avx2, avx512, avx512bf16: [...avx512, "-mavx512bf16"], amx: [...avx512, "-mamx-tile", "-mamx-bf16"] },
   arm64: { neon: [] },
 };
 

@@ -8,6 +8,9 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <unistd.h>
 
 #include "moe.h"
@@ -46,8 +49,8 @@ MOE_EXPORT int moe_unmap_file(void *address, size_t size) { return munmap(addres
 
 MOE_EXPORT const char *moe_error_text(int error) { return strerror(error); }
 
-/* Bits: 1 avx2 set, 2 avx512 set, 4 avx512bf16 set, 8 neon set, 16: vdpbf16ps is faster than widening to f32 here. */
-enum { CAN_AVX2 = 1, CAN_AVX512 = 2, CAN_AVX512_BF16 = 4, CAN_NEON = 8, FAST_BF16 = 16 };
+/* Bits: 1 avx2 set, 2 avx512 set, 4 avx512bf16 set, 8 neon set, 16: vdpbf16ps is faster than widening to f32 here, 32 amx set. */
+enum { CAN_AVX2 = 1, CAN_AVX512 = 2, CAN_AVX512_BF16 = 4, CAN_NEON = 8, FAST_BF16 = 16, CAN_AMX = 32 };
 
 #if defined(__x86_64__)
 static uint64_t enabled_state(void) {
@@ -65,6 +68,16 @@ static int is_zen4_or_later(void) {
   return family >= 0x19; /* of family 19h only Zen 4 reports avx512_bf16 at all */
 }
 
+/* Tile registers have to be asked for, once a process; the kernel refuses where a thread's signal stack is too small for them. */
+static int may_use_tiles(void) {
+#if defined(__linux__)
+  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+  return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+#else
+  return 0;
+#endif
+}
+
 MOE_EXPORT int moe_cpu_features(void) {
   uint32_t a, b, c, d, b7, c7, d7, a71 = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return 0;
@@ -78,6 +91,8 @@ MOE_EXPORT int moe_cpu_features(void) {
   if ((result & CAN_AVX2) && (state & 0xe6) == 0xe6 && (b7 & avx512) == avx512) result |= CAN_AVX512;
   if (subleaves >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d) && (result & CAN_AVX512) && (a71 & 1 << 5)) result |= CAN_AVX512_BF16;
   if ((result & CAN_AVX512_BF16) && is_zen4_or_later()) result |= FAST_BF16;
+  const uint32_t tiles = 1u << 22 | 1u << 24, tileState = 3u << 17; /* amx_bf16, amx_tile; configuration and data */
+  if ((result & CAN_AVX512) && (d7 & tiles) == tiles && (state & tileState) == tileState && may_use_tiles()) result |= CAN_AMX;
   return result;
 }
 #elif defined(__aarch64__)

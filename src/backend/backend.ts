@@ -18,7 +18,7 @@ export interface MappedFile {
 
 export interface Backend {
   readonly name: BackendName;
-  /** Instruction set of the kernels in use: `avx2`, `avx512`, `avx512bf16`, `neon`, `simd128`, `scalar`. */
+  /** Instruction set of the kernels in use: `avx2`, `avx512`, `avx512bf16`, `amx`, `neon`, `simd128`, `scalar`. */
   readonly isa: string;
   readonly numThreads: number;
   readonly kernels: Kernels;

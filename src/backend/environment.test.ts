@@ -21,7 +21,7 @@ describe("the environment of an engine", () => {
   });
   test.each([
     [{ MOE_ENGINE: "natve" }, 'MOE_ENGINE: expected native, wasm, reference, got "natve" (did you mean "native"?)'],
-    [{ MOE_ISA: "avx" }, "MOE_ISA: expected avx2, avx512, avx512bf16, neon, got"],
+    [{ MOE_ISA: "avx" }, "MOE_ISA: expected avx2, avx512, avx512bf16, amx, neon, got"],
     [{ MOE_THREADS: "0" }, 'MOE_THREADS: expected a number of threads from 1 to 256, got "0"'],
     [{ MOE_THREADS: "257" }, "MOE_THREADS"],
     [{ MOE_THREADS: "two" }, "MOE_THREADS"],

@@ -2,7 +2,7 @@
  * The environment variables that choose an engine, read in one place:
  *
  * - `MOE_ENGINE`: `native`, `wasm` or `reference`; without it the best that works
- * - `MOE_ISA`: instruction set of the native kernels, `avx2`, `avx512`, `avx512bf16` or `neon`; without it the fastest here
+ * - `MOE_ISA`: instruction set of the native kernels, `avx2`, `avx512`, `avx512bf16`, `amx` or `neon`; without it the fastest here
  * - `MOE_THREADS`: threads of one backend, 1 to 256; without it as many as the machine runs at once
  * - `MOE_NATIVE_LIBRARY`: path of the native library, instead of the one in the package (a sanitizer build)
  *
@@ -14,7 +14,7 @@ import { didYouMean } from "../util/nearest.ts";
 import type { BackendName } from "./backend.ts";
 
 export const engines = ["native", "wasm", "reference"] as const satisfies readonly BackendName[];
-export const nativeIsas = ["avx2", "avx512", "avx512bf16", "neon"] as const;
+export const nativeIsas = ["avx2", "avx512", "avx512bf16", "amx", "neon"] as const;
 export type NativeIsa = (typeof nativeIsas)[number];
 export const maxThreads = 256;
 

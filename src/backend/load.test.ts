@@ -25,7 +25,7 @@ describe("choosing an engine", () => {
   test.runIf(hasNative)("takes the native engine where it works, and says why", async () => {
     const choice = await chooseEngine({}, {});
     expect(choice.backend.name).toBe("native");
-    expect(describeEngine(choice)).toMatch(/^native \((avx2|avx512|avx512bf16|neon), \d+ threads?\): the best there is$/);
+    expect(describeEngine(choice)).toMatch(/^native \((avx2|avx512|avx512bf16|amx|neon), \d+ threads?\): the best there is$/);
     choice.backend.dispose();
   });
 

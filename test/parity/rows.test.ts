@@ -220,6 +220,8 @@ await onEveryEngine((_engine, open) => {
       [19, 260, 200, "block128"],
       [33, 5, 1100, "tensor"],
       [531, 150, 170, "block128"],
+      [520, 17, 650, "channel"],
+      [40, 70, 192, "channel"],
     ] as const) {
       const random = new Random(M + N + K);
       const [xs, ws] = [random.normal(M * K, "bf16"), input("fp8", fp8Weights(random, N * K))];

@@ -73,7 +73,7 @@ const runtimeTypes = {
 const argumentTypes: Readonly<Record<string, string>> = { p: "uintptr_t", n: "int64_t", i: "int", f: "float" };
 
 /** Bits of moe_cpu_features (native/system.c). */
-const featureBits: Readonly<Record<NativeIsa, number>> = { avx2: 1, avx512: 2, avx512bf16: 4, neon: 8 };
+const featureBits: Readonly<Record<NativeIsa, number>> = { avx2: 1, avx512: 2, avx512bf16: 4, amx: 32, neon: 8 };
 const fastBf16Bit = 16;
 
 function packagePath(path: string): string {
