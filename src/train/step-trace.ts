@@ -27,14 +27,19 @@ export class StepTrace {
     // Ranks begin together, so that the trace shows the step and not who came late.
     this.#group.gather(null);
     this.#recorder.isOn = true;
+    const result = this.#whileOn(run);
+    const spans = this.#group.gather(this.#recorder.take()).flat();
+    const first = spans.reduce((least, { startUs }) => Math.min(least, startUs), Infinity);
+    const shifted = spans.map((span) => ({ ...span, startUs: span.startUs - first }));
+    if (this.#group.isFirst) writeFileAtomically(this.#file, `${chromeTrace(shifted, { step: String(step) })}\n`);
+    return result;
+  }
+  /** A step that fails is not gathered: other ranks may not have come so far. */
+  #whileOn<T>(run: () => T): T {
     try {
       return run();
     } finally {
       this.#recorder.isOn = false;
-      const spans = this.#group.gather(this.#recorder.take()).flat();
-      const first = spans.reduce((least, { startUs }) => Math.min(least, startUs), Infinity);
-      const shifted = spans.map((span) => ({ ...span, startUs: span.startUs - first }));
-      if (this.#group.isFirst) writeFileAtomically(this.#file, `${chromeTrace(shifted, { step: String(step) })}\n`);
     }
   }
 }
