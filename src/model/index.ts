@@ -31,5 +31,5 @@ export { quantizeModel, type QuantizedTensor, type QuantizeOptions, type Quantiz
 export { compareOutputs, perplexityOf, suggestions, type LayerError, type OutputErrors } from "./quantize-report.ts";
 export { generationConfig, saveModel, saveWholeModel, wholeTensor, type SaveOptions, type WholeModel, type WholeTensor } from "./save.ts";
 export { isFirstSpan, isLastSpan, spanSpecs, wholeSpan } from "./span.ts";
-export type { ModelShard } from "./shard.ts";
+export { shardSpecs, type ModelShard } from "./shard.ts";
 export { openModelSource, readConfigJson, type ModelSource, type RawTensor } from "./source.ts";

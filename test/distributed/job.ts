@@ -26,9 +26,14 @@ export interface Outcome {
   readonly gradNorms: readonly number[];
   readonly choices: Choices;
   readonly weights: ReadonlyMap<string, Float32Array>;
+  /** Of each rank: bytes of weights, gradients and optimizer, less those of the closed form. */
+  readonly stateError: readonly number[];
   /** Bytes alive in each rank's engine when all was disposed. */
   readonly leaked: readonly number[];
 }
+
+/** Of one rank. */
+export type Expected = Omit<Outcome, "leaked" | "stateError">;
 
 const shared = {
   vocab_size: 300,

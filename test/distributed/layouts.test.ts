@@ -20,7 +20,7 @@ import { wholeTensors } from "../../src/train/parallel/parts.ts";
 import { Trainer } from "../../src/train/trainer.ts";
 import { unevenTokens } from "../train/harness.ts";
 import { cases as allCases } from "./cases.ts";
-import { models, runOf, type Choices, type EqualityJob, type LayoutCase, type Outcome } from "./job.ts";
+import { models, runOf, type Choices, type EqualityJob, type Expected, type LayoutCase, type Outcome } from "./job.ts";
 import { joined, noting, recordOf, wholeWeights } from "./run-case.ts";
 import { compared, tableOf, type Comparison } from "./table.ts";
 
@@ -32,7 +32,7 @@ const document = new URL("../../docs/layouts.md", import.meta.url);
 
 /** Outcome of each case on its ranks, and of its model on one. */
 const outcomes = new Map<string, Outcome>();
-const alone = new Map<string, Omit<Outcome, "leaked">>();
+const alone = new Map<string, Expected>();
 const comparisons: Comparison[] = [];
 
 beforeAll(async () => {
@@ -60,7 +60,7 @@ afterAll(() => {
 function keyOf({ model, run }: LayoutCase): string {
   return JSON.stringify([model, run]);
 }
-function oneRank(engine: Engine, one: LayoutCase): Omit<Outcome, "leaked"> {
+function oneRank(engine: Engine, one: LayoutCase): Expected {
   const config = parseRunConfig(runOf({ ...one, layout: {} }, numSteps));
   using file = unevenTokens(folder);
   const data = new Dataset(file, { sequenceLength: config.data.sequenceLength, seed: config.seed });
@@ -88,6 +88,7 @@ describe.each(cases.map((one) => [one.name, one] as const))("%s", (name, one) =>
     // A token may change its expert where two are level; one that does so with a distance between them is an error.
     expect(comparison.flips.margin).toBeLessThan(1e-4);
     expect(comparison.tokens).toBe(one.model === "dense" ? 0 : expected.choices.size * 16);
+    expect(got.stateError).toEqual(got.stateError.map(() => 0));
     expect(got.leaked).toEqual([0]);
   });
 });

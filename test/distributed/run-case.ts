@@ -8,6 +8,7 @@ import { Dataset, TokenFile } from "../../src/data/index.ts";
 import { Decoder, type WholeTensor } from "../../src/model/index.ts";
 import type { Communicator } from "../../src/parallel/index.ts";
 import type { Engine } from "../../src/tensor/index.ts";
+import { stateBytes } from "../../src/train/parallel/memory.ts";
 import { MeshRanks } from "../../src/train/parallel/mesh-ranks.ts";
 import { Trainer, type TrainerOptions } from "../../src/train/trainer.ts";
 import { models, runOf, type Choices, type LayoutCase, type Outcome } from "./job.ts";
@@ -58,9 +59,12 @@ function withMesh({ engine, world, folder, config, layout, model }: MeshRun, num
   const choices: Choices = new Map();
   using trainer = new Trainer(config, first, data, { peakFlops: null, ranks, onRouting: noting(choices) });
   const steps = Array.from({ length: numSteps }, () => recordOf(trainer));
+  const held = [...ranks.models.flatMap(({ parameters }) => [...parameters.values()].flatMap((of) => [of, of.parameter?.grad ?? null]))];
+  const state = [...held, ...trainer.optimizer.state().tensors.values()].reduce((sum, tensor) => sum + (tensor?.byteLength ?? 0), 0);
+  const stateError = ranks.gather(state - stateBytes(model, layout, config.precision, world.rank));
   const all = new Map(ranks.gather(choices).flatMap((of) => [...of]));
   const weights = ranks.checkpoint(trainer.parts(), wholeWeights);
-  return world.rank === 0 ? { ...joined(steps), weights, choices: all } : null;
+  return world.rank === 0 ? { ...joined(steps), weights, choices: all, stateError } : null;
 }
 
 interface StepRecord {
@@ -92,7 +96,7 @@ export function noting(choices: Choices): NonNullable<TrainerOptions["onRouting"
     }
   };
 }
-export function joined(steps: readonly StepRecord[]): Omit<Outcome, "weights" | "leaked" | "choices"> {
+export function joined(steps: readonly StepRecord[]): Omit<Outcome, "weights" | "leaked" | "choices" | "stateError"> {
   return {
     losses: steps.map(({ loss }) => loss),
     drops: steps.map(({ drops }) => drops),

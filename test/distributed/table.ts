@@ -3,7 +3,7 @@ import { writeFileSync } from "node:fs";
 import { numRanks } from "../../src/config/layout.ts";
 import { layoutOf, parseRunConfig } from "../../src/config/run.ts";
 import { compareRouting } from "../../src/nn/index.ts";
-import { runOf, type Choices, type LayoutCase, type Outcome } from "./job.ts";
+import { runOf, type Choices, type Expected, type LayoutCase, type Outcome } from "./job.ts";
 
 export interface Comparison {
   readonly name: string;
@@ -21,7 +21,7 @@ export interface Comparison {
   readonly flips: { readonly count: number; readonly margin: number };
 }
 
-export function compared(one: LayoutCase, expected: Omit<Outcome, "leaked">, got: Outcome): Comparison {
+export function compared(one: LayoutCase, expected: Expected, got: Outcome): Comparison {
   const layout = layoutOf(parseRunConfig(runOf(one, 20)));
   let weights = { largest: 0, name: "" };
   for (const [name, values] of expected.weights) {
