@@ -47,7 +47,8 @@ await runRank(async ({ engine, communicator, data, emit }) => {
   const [first] = ranks.models;
   if (first === undefined) throw new Error("a rank without a model");
   using trainer = new Trainer(config, first, new Dataset(tokens, { sequenceLength: shape.sequence, seed: 1 }), { peakFlops: null, ranks });
-  const say = (text: string | null): string => new TextDecoder().decode(communicator.share(text === null ? null : new TextEncoder().encode(text), 0));
+  const say = (text: string | null): string =>
+    new TextDecoder().decode(communicator.share(text === null ? null : new TextEncoder().encode(text), 0));
   for (;;) {
     const asked = communicator.rank === 0 ? await new Promise<string>((resolve) => parentPort?.once("message", resolve)) : null;
     if (say(asked) === "end") break;

@@ -107,9 +107,13 @@ async function ddpRow(effort: { samples: number; warmups: number }): Promise<Row
   const row = { name: "ddp", unit: "tokens/s", note: "2 ranks of 1 thread each, f32; rival: PyTorch DDP over gloo" } as const;
   const python = process.env["MOE_PYTHON"] ?? join(import.meta.dirname, ".venv", "bin", "python");
   try {
-    using rival = new LineProcess(python, [join(import.meta.dirname, "rival", "rival_ddp.py"), JSON.stringify({ shape: trainShape, ranks: 2 })], {
-      OMP_NUM_THREADS: "1",
-    });
+    using rival = new LineProcess(
+      python,
+      [join(import.meta.dirname, "rival", "rival_ddp.py"), JSON.stringify({ shape: trainShape, ranks: 2 })],
+      {
+        OMP_NUM_THREADS: "1",
+      },
+    );
     const tokens = trainShape.batch * trainShape.sequence;
     const side = { sample: async () => tokens / Number(await rival.ask("step", 300_000)) };
     const [mine = [], theirs = []] = await interleave([ours.side, side], effort);
@@ -141,7 +145,15 @@ async function memoryRow(): Promise<Row> {
   };
 }
 function runOfLayout(layout: LayoutInput): Parameters<typeof parseRunConfig>[0] & object {
-  return { model: { config: {} }, data: { train: [{ path: "none" }], sequenceLength: 1 }, batchSequences: 8, microBatchSequences: 1, numSteps: 1, optimizer: { learningRate: 1 }, layout };
+  return {
+    model: { config: {} },
+    data: { train: [{ path: "none" }], sequenceLength: 1 },
+    batchSequences: 8,
+    microBatchSequences: 1,
+    numSteps: 1,
+    optimizer: { learningRate: 1 },
+    layout,
+  };
 }
 
 async function overlapRow({ effort, log }: Context): Promise<Row> {
@@ -157,7 +169,14 @@ async function overlapRow({ effort, log }: Context): Promise<Row> {
       note = `exposed without overlap: ${(100 * result.exposed).toFixed(0)}% of the step, over ${result.link.gigabytesPerSecond.toFixed(3)} GB/s`;
     }
     // A share has an upper bar: what is not hidden.
-    return { name: "overlap.alltoall", ours: hidden.map((share) => 1 - share), rival: hidden.map(() => 1), unit: "share", bar: overlapBar, note };
+    return {
+      name: "overlap.alltoall",
+      ours: hidden.map((share) => 1 - share),
+      rival: hidden.map(() => 1),
+      unit: "share",
+      bar: overlapBar,
+      note,
+    };
   } finally {
     rmSync(folder, { recursive: true });
   }

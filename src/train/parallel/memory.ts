@@ -21,7 +21,9 @@ export function stateBytes(model: ModelConfig, layout: Layout, dtype: ModelDType
   const share = shareOf(model, layout, at);
   const replicas = (layout.dp * layout.tp) / (layout.ep * layout.etp);
   return stages
-    .flatMap(({ firstLayer, numLayers }) => shardSpecs(spanSpecs(all, model, { start: firstLayer, end: firstLayer + numLayers }), model, share))
+    .flatMap(({ firstLayer, numLayers }) =>
+      shardSpecs(spanSpecs(all, model, { start: firstLayer, end: firstLayer + numLayers }), model, share),
+    )
     .reduce((sum, spec) => {
       const n = numElements(spec.shape);
       const weight = spec.dtype === "f32" ? 4 : 2;
