@@ -11,7 +11,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { measureOverlap } from "../recipes/lab/edp/overlap.ts";
 import { writeTokens } from "../recipes/lab/edp/lab.ts";
-import { layoutOf, parseRunConfig } from "../src/config/run.ts";
+import { layoutOf, parseRunConfig, type RunConfigInput } from "../src/config/run.ts";
 import type { LayoutInput } from "../src/config/layout.ts";
 import { fromHuggingFaceConfig } from "../src/config/model-huggingface.ts";
 import { startRanks, type Ranks } from "../src/parallel/index.ts";
@@ -133,7 +133,7 @@ async function memoryRow(): Promise<Row> {
   await four.step();
   const { bytes } = await four.step();
   await four.end();
-  const full = layoutOf(parseRunConfig({ ...runOfLayout(layout) }));
+  const full = layoutOf(parseRunConfig(runOfLayout(layout)));
   const expected = stateBytes(fromHuggingFaceConfig(moeShape.config), full, "bf16", 0);
   return {
     name: "zero.memory",
@@ -144,7 +144,7 @@ async function memoryRow(): Promise<Row> {
     note: "rank 0 of 4 (dp 2, tp 2, EDP, ZeRO-1, bf16), between steps; rival: the formula",
   };
 }
-function runOfLayout(layout: LayoutInput): Parameters<typeof parseRunConfig>[0] & object {
+function runOfLayout(layout: LayoutInput): RunConfigInput {
   return {
     model: { config: {} },
     data: { train: [{ path: "none" }], sequenceLength: 1 },

@@ -59,7 +59,7 @@ function withMesh({ engine, world, folder, config, layout, model }: MeshRun, num
   const choices: Choices = new Map();
   using trainer = new Trainer(config, first, data, { peakFlops: null, ranks, onRouting: noting(choices) });
   const steps = Array.from({ length: numSteps }, () => recordOf(trainer));
-  const held = [...ranks.models.flatMap(({ parameters }) => [...parameters.values()].flatMap((of) => [of, of.parameter?.grad ?? null]))];
+  const held = ranks.models.flatMap(({ parameters }) => [...parameters.values()].flatMap((of) => [of, of.parameter?.grad ?? null]));
   const state = [...held, ...trainer.optimizer.state().tensors.values()].reduce((sum, tensor) => sum + (tensor?.byteLength ?? 0), 0);
   const stateError = ranks.gather(state - stateBytes(model, layout, config.precision, world.rank));
   const all = new Map(ranks.gather(choices).flatMap((of) => [...of]));
