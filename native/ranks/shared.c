@@ -357,6 +357,7 @@ MOE_EXPORT double moe_ranks_wait(operation *op, double ns) {
 MOE_EXPORT int moe_ranks_missing(const operation *op, int32_t *ranks) {
   const comm *c = op->in->comm;
   int n = 0;
+  if (op->done) return 0;
   if (op->kind == SEND || op->kind == RECV) {
     ranks[n++] = c->members[op->peer];
     return n;

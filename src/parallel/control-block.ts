@@ -6,12 +6,12 @@
  */
 import { MoeError } from "../util/errors.ts";
 
-/** Int32 fields, then a bell and a sleeping flag for each rank, then the address of the native world, then the message. */
+/** Int32 fields, then a bell, a sleeping flag and a flag of having left for each rank, then the address of the native world, then the message. */
 const field = { aborted: 0, messageBytes: 1, bells: 2 } as const;
 const maxMessageBytes = 1024;
 
 function addressAt(size: number): number {
-  return Math.ceil((4 * (field.bells + 2 * size)) / 8) * 8;
+  return Math.ceil((4 * (field.bells + 3 * size)) / 8) * 8;
 }
 
 export function controlBytes(size: number): number {
@@ -27,7 +27,7 @@ export class ControlBlock {
   /** `memory` has `controlBytes(size)` bytes, zeros at first, the same for all ranks. */
   constructor(memory: SharedArrayBuffer, size: number) {
     this.size = size;
-    this.#fields = new Int32Array(memory, 0, field.bells + 2 * size);
+    this.#fields = new Int32Array(memory, 0, field.bells + 3 * size);
     this.#address = new BigInt64Array(memory, addressAt(size), 1);
     this.#message = new Uint8Array(memory, addressAt(size) + 8, maxMessageBytes);
   }
@@ -69,6 +69,16 @@ export class ControlBlock {
     Atomics.store(this.#fields, field.bells + this.size + rank, 1);
     Atomics.wait(this.#fields, field.bells + rank, seen, milliseconds);
     Atomics.store(this.#fields, field.bells + this.size + rank, 0);
+  }
+
+  /** This rank is through, and will take part in nothing more. */
+  leave(rank: number): void {
+    Atomics.store(this.#fields, field.bells + 2 * this.size + rank, 1);
+    for (let other = 0; other < this.size; other++) this.ring(other);
+  }
+  /** Those among `ranks` that have left. */
+  gone(ranks: readonly number[]): number[] {
+    return ranks.filter((rank) => Atomics.load(this.#fields, field.bells + 2 * this.size + rank) !== 0);
   }
 
   /** Of the native world, which rank 0 makes; `noWorld` where it computes with something else. */

@@ -72,6 +72,7 @@ export function openLocalWorld(backend: Backend, memory: LocalRankMemory, option
   return {
     communicator: new GroupCommunicator(backend, worldMessageDriver(backend, mailroom, size), identity),
     fail: (message) => control.abort(message),
-    [Symbol.dispose]: () => ports.forEach((port) => port?.close()),
+    // The ports stay: what this rank sent last may not have been taken yet. They go with the thread.
+    [Symbol.dispose]: () => control.leave(rank),
   };
 }

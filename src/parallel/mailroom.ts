@@ -125,6 +125,11 @@ export class Mailroom {
         continue;
       }
       const now = nowNs();
+      const gone = this.#active.has(operation) ? this.control.gone(operation.missing()) : [];
+      // What it sent before it left may just have come.
+      if (gone.length > 0 && !this.poll(operation) && this.#active.has(operation))
+        this.control.abort(`rank ${this.rank} waited in ${operation.word} for rank ${gone.join(", ")}, which has ended`);
+      this.control.check();
       const until = this.#active.has(operation) ? deadlineNs : operation.arriveNs;
       if (now < until) this.control.sleep(this.rank, seen, (until - now) / 1e6);
       else if (this.#active.has(operation)) this.#giveUp(operation);

@@ -71,6 +71,10 @@ export class MpiWorld implements NativeHost {
   ended(): never {
     throw new MoeError("communication", this.calls.reason(this.self));
   }
+  /** Nobody: who is through says so to the pulse alone, and waits for the others. */
+  gone(): readonly number[] {
+    return [];
+  }
   failure(): string {
     return this.calls.error(this.self) || "out of memory";
   }

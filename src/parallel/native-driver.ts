@@ -81,6 +81,8 @@ export interface NativeHost {
   readonly timeoutMs: number;
   /** Throws `communication` if the group was ended from outside. */
   check(): void;
+  /** Those among world ranks that are through and will never come. */
+  gone(ranks: readonly number[]): readonly number[];
   /** The group was ended: throws its reason. */
   ended(): never;
   /** What C could not do, after it said so. */
@@ -174,7 +176,13 @@ class NativeTicket implements Ticket {
     while (!this.#accept(this.#host.calls.wait(this.#operation, sliceNs))) {
       const now = performance.now();
       if (deadline === 0) deadline = now + this.#host.timeoutMs - sliceNs / 1e6;
-      else if (now >= deadline) this.#giveUp();
+      const gone = this.#host.gone(this.#missing());
+      if (gone.length > 0) {
+        // What it did before it left may just have come.
+        if (this.done()) return;
+        this.#giveUp(`rank ${gone.join(", ")}, which has ended`);
+      }
+      if (now >= deadline) this.#giveUp(`rank ${this.#missing().join(", ")}`, `${this.#host.timeoutMs / 1000} s `);
     }
   }
   /** Whether the operation is over; it is gone then. */
@@ -203,11 +211,13 @@ class NativeTicket implements Ticket {
     this.#host.abort(`ranks are at different places: ${place(0)}, ${place(3)}`);
     return this.#host.ended();
   }
-  #giveUp(): never {
-    const { calls, rank, size, timeoutMs } = this.#host;
-    const ranks = new Int32Array(size);
-    const count = calls.missing(this.#operation, ranks);
-    this.#host.abort(`rank ${rank} waited ${timeoutMs / 1000} s in ${wordOf(this.#kind)} for rank ${ranks.subarray(0, count).join(", ")}`);
+  /** World ranks that the operation waits for. */
+  #missing(): number[] {
+    const ranks = new Int32Array(this.#host.size);
+    return [...ranks.subarray(0, this.#host.calls.missing(this.#operation, ranks))];
+  }
+  #giveUp(whom: string, howLong = ""): never {
+    this.#host.abort(`rank ${this.#host.rank} waited ${howLong}in ${wordOf(this.#kind)} for ${whom}`);
     return this.#host.ended();
   }
 }

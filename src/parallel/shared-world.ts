@@ -67,6 +67,9 @@ export class SharedWorld implements NativeHost {
     this.#control.check();
     throw new MoeError("communication", "the group was ended");
   }
+  gone(ranks: readonly number[]): readonly number[] {
+    return this.#control.gone(ranks);
+  }
   failure(): string {
     return "out of memory";
   }
@@ -81,6 +84,7 @@ export class SharedWorld implements NativeHost {
   leave(): void {
     if (this.#self === 0) return;
     if (this.#control.isAborted) this.#end();
+    this.#control.leave(this.rank);
     this.calls.leave(this.#self);
     this.#self = 0;
   }

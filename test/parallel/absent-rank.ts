@@ -5,7 +5,7 @@ import { runRank } from "../../src/parallel/index.ts";
 export interface Absence {
   readonly engine: BackendName;
   readonly rank: number;
-  readonly how: "throws" | "throws while its memory is being read" | "exits" | "sleeps" | "elsewhere" | "another length";
+  readonly how: "throws" | "throws while its memory is being read" | "exits" | "sleeps" | "elsewhere" | "another length" | "returns";
 }
 
 const count = 1 << 20;
@@ -24,8 +24,18 @@ await runRank(({ engine: { backend }, communicator, data }) => {
     }
   }
   if (how === "another length") {
-    const sends = communicator.rank === rank ? [16, 16] : [8, 8];
+    const sends = communicator.rank === rank ? [16, 8] : [8, 8];
     communicator.allToAll(ptr, [8, 8], ptr + 64, sends);
+  }
+  if (how === "returns") {
+    // Its last words still arrive.
+    if (communicator.rank === rank) for (const to of [0, 2]) communicator.send(ptr, 400, to, 7);
+    else communicator.recv(ptr + 64, 400, rank, 7);
+    if (communicator.rank === rank) {
+      backend.free(ptr);
+      return;
+    }
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
   }
   if (communicator.rank !== rank) communicator.barrier();
   else if (how === "throws") throw new Error("this rank gives up");

@@ -35,6 +35,16 @@ describe.each(engines)("ranks that compute with %s", (engine) => {
   );
 
   test(
+    "nobody waits for a rank that has ended, and its last messages are not lost",
+    async () => {
+      await expect(run(3, { engine, rank: 1, how: "returns" }, 10 * patience)).rejects.toThrow(
+        /rank \d waited in barrier for rank 1, which has ended/,
+      );
+    },
+    patience,
+  );
+
+  test(
     "who waits too long says for whom",
     async () => {
       await expect(run(3, { engine, rank: 2, how: "sleeps" }, 1500)).rejects.toThrow(/rank \d waited 1.5 s in barrier for rank 2/);
