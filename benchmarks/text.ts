@@ -99,7 +99,7 @@ async function measureDecode({ effort, roof }: Context, model: Decoder, llama: L
 }
 
 /** Of a prompt whose last token alone meets the output head. */
-export function prefillFlopsPerToken({ config }: Pick<Decoder, "config">): number {
+function prefillFlopsPerToken({ config }: Decoder): number {
   const head = 2 * config.vocabSize * config.hiddenSize;
   return forwardFlopsPerToken(config, prefillPrompt) - head * (1 - 1 / prefillPrompt);
 }
