@@ -8,7 +8,7 @@
  */
 import { expertsOf } from "./shape.ts";
 import { expertSizes, largestShare, type RankSizes } from "./sizes.ts";
-import type { PlanLayout, Recompute, Workload } from "./types.ts";
+import type { PlanLayout, Recompute, Software, Workload } from "./types.ts";
 
 /** Bytes of a layer under a recomputation choice. */
 export function layerActivationBytes(
@@ -30,7 +30,12 @@ function attentionBytes({ model, software }: Workload, sizes: RankSizes): number
   const { hiddenSize: H } = model;
   const { tokens: T, rowTokens, queryColumns: Q, keyColumns: C, heads, elementBytes: e } = sizes;
   const statistics = model.style === "llama" ? 4 * (rowTokens + T * heads) : 0;
-  return e * (2 * rowTokens * H + T * (2 * Q + 2 * C)) + (software.dropout ? rowTokens * H : 0) + statistics;
+  return e * ((rowTokens + productTokens(software, sizes)) * H + T * (2 * Q + 2 * C)) + (software.dropout ? rowTokens * H : 0) + statistics;
+}
+
+/** Tokens of the kept input of a product that follows a norm. */
+function productTokens({ keepsGathered = false }: Software, { tokens, rowTokens }: RankSizes): number {
+  return keepsGathered ? tokens : rowTokens;
 }
 
 /** Scores' softmax, dropout's mask and its output: what selective recomputation does not keep, and fused attention never has. */
@@ -48,12 +53,15 @@ function ffnBytes(workload: Workload, layer: number, sizes: RankSizes, layout: P
   const { hiddenSize: H, ffnMatrices } = model;
   const { tokens: T, rowTokens, ffnColumns, elementBytes: e } = sizes;
   // Residual sum, its norm with its statistic, dropout's mask.
-  const outer = e * 2 * rowTokens * H + (model.style === "llama" ? 4 * rowTokens : 0) + (software.dropout ? rowTokens * H : 0);
+  const outer =
+    e * (rowTokens + productTokens(software, sizes)) * H +
+    (model.style === "llama" ? 4 * rowTokens : 0) +
+    (software.dropout ? rowTokens * H : 0);
   const experts = expertSizes(model, layer, sizes, layout, software.capacityFactor);
   const moe = expertsOf(model, layer);
   if (experts === null || moe === null) return outer + e * T * ffnMatrices * ffnColumns;
   const { numExperts: E, topK: K, gateLayers, sharedExpert: shared } = moe;
-  let bytes = outer - e * rowTokens * H + 4 * rowTokens * (H + 2 * E + 3 * K + (gateLayers === 2 ? 8 * E : 0));
+  let bytes = outer - e * productTokens(software, sizes) * H + 4 * rowTokens * (H + 2 * E + 3 * K + (gateLayers === 2 ? 8 * E : 0));
   if (shared !== null) {
     bytes += (e === 4 ? 0 : e * T * H) + e * T * ffnMatrices * largestShare(shared.ffnSize, layout.tp);
     if (shared.gate) bytes += T * (e * H + 4);

@@ -36,6 +36,7 @@ export const softwarePresets = {
     logits: "chunked",
     gradientBytes: 4,
     exchangeBytes: 4,
+    keepsGathered: true,
     capacityFactor: null,
   },
 } as const satisfies Readonly<Record<string, Software>>;

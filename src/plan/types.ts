@@ -39,6 +39,8 @@ export interface Software {
   readonly gradientBytes: 2 | 4;
   /** Bytes an element of a gradient has when data-parallel ranks exchange it. */
   readonly exchangeBytes: 2 | 4;
+  /** Under sequence parallelism the gathered input of a product is kept for the backward pass (ours), not gathered again (Megatron's, the default). */
+  readonly keepsGathered?: boolean;
   /** Tokens an expert takes at most, over the even share; null: dropless (the even share is assumed). */
   readonly capacityFactor: number | null;
 }
