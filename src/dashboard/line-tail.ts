@@ -4,6 +4,7 @@
  * records that it makes again) is begun anew, which the reading says.
  */
 import * as fs from "node:fs";
+import { promisify } from "node:util";
 import { openInside } from "./inside.ts";
 
 export interface Line {
@@ -53,6 +54,23 @@ export class LineTail {
   /** Of the file when it was last looked at. */
   get size(): number {
     return this.#size;
+  }
+
+  /**
+   * Has the operating system read the next `maxBytes` from the disk without holding this thread up, so that `read` finds them in memory: of a
+   * file of gigabytes, a piece that is not there yet can take a slow disk seconds.
+   */
+  async warm(maxBytes: number): Promise<void> {
+    const opened = openInside(this.#folder, this.#name);
+    if (opened === null) return;
+    const length = Math.min(maxBytes, opened.stat.size - this.#offset);
+    try {
+      if (length > 0) await promisify(fs.read)(opened.fd, Buffer.allocUnsafe(length), 0, length, this.#offset);
+    } catch {
+      // `read` will say so.
+    } finally {
+      fs.closeSync(opened.fd);
+    }
   }
 
   /** Reads at most about `maxBytes`. */

@@ -68,6 +68,7 @@ export class DashboardRun {
     if (this.#version === 0) this.#version = 1;
     for (let more = true; more;) {
       const before = this.#version;
+      await this.#metricsTail.warm(4 * sliceBytes);
       more = this.#slice();
       this.#complete ||= !more;
       if (this.#version !== before) onProgress();
