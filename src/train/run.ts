@@ -128,6 +128,8 @@ export async function train(options: TrainOptions): Promise<TrainResult> {
   const source = modelSource(config, checkpoint);
   checkVocabulary(tokenizer.vocabSize, source.config.vocabSize, tokenizerPath);
   for (const message of checkAgainstModel(config, source.config)) onEvent?.({ type: "warning", message });
+  if (group.size > 1 && config.samples.intervalSteps > 0)
+    onEvent?.({ type: "warning", message: "samples are not written by a run over ranks: samples.intervalSteps has no effect" });
   using opened = openRanks(engine, { world: group.world, config, source, recorder });
   const { ranks } = opened;
   const peakFlops = group.gather(measurePeakFlops(engine, config.precision)).reduce((a, b) => a + b, 0);
