@@ -1,90 +1,15 @@
 /** Pulling models from a server on this machine that answers as the Hub does, and misbehaves on request. */
-import { createHash } from "node:crypto";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { IncomingMessage, ServerResponse } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { commit, FakeHub, gitOid, sha256 } from "../../test/fake-hub.ts";
 import { MoeError } from "../util/errors.ts";
 import { pullModel, type PullOptions } from "./hub.ts";
 
-const commit = "0123456789abcdef0123456789abcdef01234567";
-const sha256 = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
-const gitOid = (bytes: Uint8Array): string => createHash("sha1").update(`blob ${bytes.length}\0`).update(bytes).digest("hex");
 const text = (value: unknown): Uint8Array => new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value));
 const random = (numBytes: number): Uint8Array => Uint8Array.from({ length: numBytes }, (_, i) => (i * 2654435761) >>> 24);
-
-interface Entry {
-  type: string;
-  path: string;
-  size: number;
-  oid: string;
-  lfs?: { oid: string; size: number; pointerSize: number };
-}
-/** What a file request is answered with instead of the file; undefined: the file. */
-type Misbehaviour = (request: IncomingMessage, response: ServerResponse, name: string, attempt: number) => boolean;
-
-/** A Hub with one model. */
-class FakeHub {
-  readonly files = new Map<string, Uint8Array>();
-  readonly requests: { url: string; range: string | undefined; authorization: string | undefined }[] = [];
-  misbehave: Misbehaviour = () => false;
-  changeList: (entries: Entry[]) => Entry[] = (entries) => entries;
-  readonly #server: Server = createServer((request, response) => {
-    this.#answer(request, response);
-  });
-  readonly #attempts = new Map<string, number>();
-  endpoint = "";
-
-  async start(): Promise<void> {
-    await new Promise<void>((done) => this.#server.listen(0, "127.0.0.1", done));
-    this.endpoint = `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
-  }
-  async stop(): Promise<void> {
-    this.#server.closeAllConnections();
-    await new Promise((done) => this.#server.close(done));
-  }
-  downloads(): string[] {
-    return this.requests
-      .map(({ url }) => url)
-      .filter((url) => url.includes("/resolve/"))
-      .map((url) => decodeURIComponent(url.split("/").at(-1) ?? ""));
-  }
-  #answer(request: IncomingMessage, response: ServerResponse): void {
-    const url = request.url ?? "";
-    this.requests.push({ url, range: request.headers.range, authorization: request.headers.authorization });
-    const [, file] = /^\/acme\/tiny\/resolve\/[0-9a-f]{40}\/(.+)$/.exec(url) ?? [];
-    const name = decodeURIComponent(file ?? "");
-    const attempt = (this.#attempts.get(url) ?? 0) + 1;
-    this.#attempts.set(url, attempt);
-    if (this.misbehave(request, response, name, attempt)) return;
-    if (url.startsWith("/api/models/acme/tiny/revision/main?")) return json(response, { _id: "1", id: "acme/tiny", sha: commit });
-    if (url.startsWith(`/api/models/acme/tiny/tree/${commit}?`)) return json(response, this.changeList(this.#entries()));
-    const bytes = this.files.get(name);
-    if (bytes === undefined) {
-      response.writeHead(404, { "x-error-code": "EntryNotFound" }).end();
-      return;
-    }
-    const [, from] = /^bytes=(\d+)-$/.exec(request.headers.range ?? "") ?? [];
-    const range = from === undefined ? {} : { "content-range": `bytes ${from}-${bytes.length - 1}/${bytes.length}` };
-    response.writeHead(from === undefined ? 200 : 206, range).end(bytes.subarray(Number(from ?? 0)));
-  }
-  #entries(): Entry[] {
-    return [...this.files].map(([path, bytes]) => ({
-      type: "file",
-      path,
-      size: bytes.length,
-      oid: gitOid(bytes),
-      ...(path.endsWith(".safetensors") || path.endsWith(".gguf")
-        ? { lfs: { oid: sha256(bytes), size: bytes.length, pointerSize: 130 } }
-        : {}),
-    }));
-  }
-}
-function json(response: ServerResponse, value: unknown): void {
-  response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(value));
-}
 
 let hub = new FakeHub();
 let folder = "";

@@ -10,6 +10,7 @@ import { Command, CommanderError } from "commander";
 import { behindFirstMs, rankBehindFirst } from "../parallel/launcher.ts";
 import { MoeError } from "../util/errors.ts";
 import { complain } from "./complain.ts";
+import { addExamples } from "./examples.ts";
 import { version } from "./version.ts";
 
 type AddCommand = (program: Command) => void;
@@ -31,6 +32,7 @@ const verbs: Readonly<Record<string, () => Promise<AddCommand>>> = {
   quantize: async () => (await import("./commands/quantize.ts")).addQuantize,
   dashboard: async () => (await import("./commands/dashboard.ts")).addDashboard,
   query: async () => (await import("./commands/query.ts")).addQuery,
+  completion: async () => (await import("./commands/completion.ts")).addCompletion,
 };
 
 /** The program with all its verbs, or with `verb` alone where that is one. */
@@ -47,6 +49,7 @@ export async function createProgram(verb?: string): Promise<Command> {
   for (const load of only === undefined ? Object.values(verbs) : [only]) (await load())(program);
   for (const command of program.commands.flatMap((verb) => [verb, ...verb.commands]))
     command.exitOverride().showSuggestionAfterError().allowExcessArguments(false);
+  for (const command of program.commands) addExamples(command);
   return program;
 }
 
