@@ -69,6 +69,10 @@ const listed: Readonly<Record<string, readonly (readonly [string, string])[]>> =
     ["moe dashboard runs", "all runs of a folder, in the browser"],
     ["moe dashboard runs/book --port 6006", "one run, at a port of your choice"],
   ],
+  query: [
+    ['moe query runs --sql "SELECT run, step, loss FROM steps ORDER BY step DESC LIMIT 5"', "the last steps of all runs"],
+    ['moe query runs/book --sql "SELECT layer, max(dropRate) FROM layers GROUP BY layer" --json', "for a program"],
+  ],
   completion: [
     ["moe completion bash > moe.bash", "then: source moe.bash"],
     ["moe completion fish > moe.fish", "then: a file in ~/.config/fish/completions"],

@@ -24,6 +24,7 @@ test("verbs, arguments and options are those that were promised", async () => {
       "quantize <model> <out> --format <format> --scales <kind> --layout <layout> --experts <how> --activations <how> --ignore <pattern> --probe <file> --no-report --json",
       "dashboard [folder] --port <n> --host <address> --server <url> --api-key <key> --json",
       "query <folders> --sql <query> --json",
+      "completion <shell>",
     ]
   `);
 });
