@@ -27,12 +27,12 @@ const listed: Readonly<Record<string, readonly (readonly [string, string])[]>> =
     ["moe inspect SmolLM2-135M --json", "the same for a program"],
   ],
   upcycle: [
-    ["moe upcycle SmolLM2-135M smol-moe --experts 8 --top-k 2", "8 copies of each feed-forward network, exact at step 0"],
+    ["moe upcycle SmolLM2-135M smol-moe --experts 8 --top-k 2 --target mixtral", "8 copies of each feed-forward network, exact at step 0"],
     ["moe upcycle SmolLM2-135M smol-drop --experts 4 --top-k 2 --method drop --drop-ratio 0.5", "half of each expert's columns drawn anew"],
   ],
   train: [
     [
-      "moe train smollm2-finetune --model smol-moe --text book.txt --out runs/book --set numSteps=2 --set batchSequences=2 --set microBatchSequences=2 --set data.sequenceLength=64",
+      "moe train smollm2-finetune --model smol-moe --text book.txt --out runs/book --set numSteps=2 --set batchSequences=2 --set microBatchSequences=2 --set data.sequenceLength=64 --set schedule.warmupSteps=1",
       "a recipe, with some fields changed",
     ],
     ["moe train runs/book --resume --set numSteps=3", "goes on from the newest checkpoint"],
@@ -55,7 +55,7 @@ const listed: Readonly<Record<string, readonly (readonly [string, string])[]>> =
   ],
   export: [
     ["moe export smol-moe smol-moe.gguf --dtype bf16", "for llama.cpp"],
-    ["moe export smol-moe smol-hf --format safetensors --dtype bf16", "for transformers"],
+    ["moe export smol-moe smol-moe-f32.gguf --dtype f32", "without rounding"],
   ],
   plan: [
     ["moe plan skywork-moe --cluster a800 --gpus 64", "the best layout for 64 cards"],
