@@ -70,7 +70,12 @@ export function App(): JSX.Element {
               <option value="light">{words.themeLight}</option>
               <option value="dark">{words.themeDark}</option>
             </select>
-            <button type="button" class="quiet" aria-label={words.languageLabel} onClick={() => setLanguage(language === "en" ? "zh" : "en")}>
+            <button
+              type="button"
+              class="quiet"
+              aria-label={words.languageLabel}
+              onClick={() => setLanguage(language === "en" ? "zh" : "en")}
+            >
               {words.language}
             </button>
           </>
@@ -88,7 +93,10 @@ function Frame({ controls }: { readonly controls: JSX.Element }): JSX.Element {
   const known = list?.runs ?? [];
   const chosen = place.runs.filter((id) => known.some((run) => run.id === id));
   // The newest run that has steps, where none is named.
-  const first = chosen[0] ?? (known.find((run) => run.kind === "run" && run.lastStep !== null) ?? known.find((run) => run.kind === "run") ?? known[0])?.id ?? null;
+  const first =
+    chosen[0] ??
+    (known.find((run) => run.kind === "run" && run.lastStep !== null) ?? known.find((run) => run.kind === "run") ?? known[0])?.id ??
+    null;
   const ids = first === null ? [] : [first, ...chosen.filter((id) => id !== first)].slice(0, 8);
   const view = list !== null && list.runs.length === 0 && list.server !== null ? "serving" : place.view;
   useEffect(() => {
@@ -97,10 +105,14 @@ function Frame({ controls }: { readonly controls: JSX.Element }): JSX.Element {
   }, [first, known]);
   return (
     <>
-      <a class="skip" href="#content" onClick={(event) => {
-        event.preventDefault();
-        document.querySelector<HTMLElement>("#content")?.focus();
-      }}>
+      <a
+        class="skip"
+        href="#content"
+        onClick={(event) => {
+          event.preventDefault();
+          document.querySelector<HTMLElement>("#content")?.focus();
+        }}
+      >
         {words.skip}
       </a>
       <header>
@@ -108,29 +120,41 @@ function Frame({ controls }: { readonly controls: JSX.Element }): JSX.Element {
           <img src="icon.svg" width={20} height={20} alt="" /> moe
         </h1>
         <p class="root">{list?.root ?? ""}</p>
-        {!connected && list !== null && <p class="warning" role="status">{words.disconnected}</p>}
+        {!connected && list !== null && (
+          <p class="warning" role="status">
+            {words.disconnected}
+          </p>
+        )}
         <div class="controls">{controls}</div>
       </header>
       <div class="body">
         <RunPicker runs={known} ids={ids} go={go} truncated={list?.truncated === true} />
         <main id="content" tabIndex={-1}>
           <nav aria-label={words.views}>
-            {views.filter((name) => name !== "serving" || list?.server !== null).map((name) => (
-              <a
-                key={name}
-                href={`#/${name}`}
-                aria-current={name === view ? "page" : undefined}
-                onClick={(event) => {
-                  if (event.ctrlKey || event.metaKey || event.shiftKey) return;
-                  event.preventDefault();
-                  go({ view: name });
-                }}
-              >
-                {words[name]}
-              </a>
-            ))}
+            {views
+              .filter((name) => name !== "serving" || list?.server !== null)
+              .map((name) => (
+                <a
+                  key={name}
+                  href={`#/${name}`}
+                  aria-current={name === view ? "page" : undefined}
+                  onClick={(event) => {
+                    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+                    event.preventDefault();
+                    go({ view: name });
+                  }}
+                >
+                  {words[name]}
+                </a>
+              ))}
           </nav>
-          {view === "serving" ? <Serving /> : first === null ? <Nothing ready={list !== null} /> : <RunViews ids={ids} summaries={known} place={{ ...place, view }} go={go} />}
+          {view === "serving" ? (
+            <Serving />
+          ) : first === null ? (
+            <Nothing ready={list !== null} />
+          ) : (
+            <RunViews ids={ids} summaries={known} place={{ ...place, view }} go={go} />
+          )}
         </main>
       </div>
     </>
@@ -153,7 +177,17 @@ function Nothing({ ready }: { readonly ready: boolean }): JSX.Element {
   );
 }
 
-function RunPicker({ runs, ids, go, truncated }: { readonly runs: readonly RunSummary[]; readonly ids: readonly string[]; readonly go: Go; readonly truncated: boolean }): JSX.Element {
+function RunPicker({
+  runs,
+  ids,
+  go,
+  truncated,
+}: {
+  readonly runs: readonly RunSummary[];
+  readonly ids: readonly string[];
+  readonly go: Go;
+  readonly truncated: boolean;
+}): JSX.Element {
   const { words, dark } = useSettings();
   const live = useLive((state) => state.runs.size);
   const states = useLive((state) => [...state.runs].map(([id, run]) => `${id}:${run.index.lastStep}`).join());
@@ -167,7 +201,12 @@ function RunPicker({ runs, ids, go, truncated }: { readonly runs: readonly RunSu
           const index = ids.indexOf(run.id);
           return (
             <li key={run.id} data-chosen={index === 0 ? "" : undefined}>
-              <button type="button" class="run" aria-current={index === 0 ? "true" : undefined} onClick={() => go({ runs: [run.id], step: null, range: null })}>
+              <button
+                type="button"
+                class="run"
+                aria-current={index === 0 ? "true" : undefined}
+                onClick={() => go({ runs: [run.id], step: null, range: null })}
+              >
                 <span class="name">{run.name === "." ? "(root)" : run.name}</span>
                 <span class="state" data-state={run.state}>
                   {run.kind === "run" ? words[run.state] : ""}
@@ -217,7 +256,17 @@ function useDetails(ids: readonly string[]): (RunDetail | null)[] {
   });
 }
 
-function RunViews({ ids, summaries, place, go }: { readonly ids: readonly string[]; readonly summaries: readonly RunSummary[]; readonly place: Place; readonly go: Go }): JSX.Element {
+function RunViews({
+  ids,
+  summaries,
+  place,
+  go,
+}: {
+  readonly ids: readonly string[];
+  readonly summaries: readonly RunSummary[];
+  readonly place: Place;
+  readonly go: Go;
+}): JSX.Element {
   const { words } = useSettings();
   const details = useDetails(ids);
   const runs: OpenRun[] = details.flatMap((detail, color) =>
@@ -232,7 +281,8 @@ function RunViews({ ids, summaries, place, go }: { readonly ids: readonly string
     <>
       {!index.complete && (
         <p class="banner" role="status">
-          {words.indexing} {((100 * index.bytes) / Math.max(1, index.totalBytes)).toFixed(0)}% <progress value={index.bytes} max={Math.max(1, index.totalBytes)} aria-label={words.indexing} />
+          {words.indexing} {((100 * index.bytes) / Math.max(1, index.totalBytes)).toFixed(0)}%{" "}
+          <progress value={index.bytes} max={Math.max(1, index.totalBytes)} aria-label={words.indexing} />
         </p>
       )}
       {forcedBalance && <p class="banner warning">{words.forced}</p>}

@@ -107,7 +107,8 @@ export function useAnswer<T>(url: string | null, version: number | string = 0): 
           done({ data: body, error: null, loading: false });
         })
         .catch((error: unknown) => {
-          if (!controller.signal.aborted) done({ data: null, error: error instanceof Error ? error.message : String(error), loading: false });
+          if (!controller.signal.aborted)
+            done({ data: null, error: error instanceof Error ? error.message : String(error), loading: false });
         });
     };
     if (asking.current?.url === url) asking.current.again = true;
@@ -173,7 +174,9 @@ export function useRunList(): RunList | null {
 }
 
 export function runUrl(id: string, path = "", query: Readonly<Record<string, string | number | null | undefined>> = {}): string {
-  const given = Object.entries(query).flatMap(([key, value]) => (value === null || value === undefined ? [] : [[key, String(value)] as const]));
+  const given = Object.entries(query).flatMap(([key, value]) =>
+    value === null || value === undefined ? [] : [[key, String(value)] as const],
+  );
   const text = new URLSearchParams(given.map(([key, value]) => [key, value])).toString();
   return `api/runs/${id}${path}${text === "" ? "" : `?${text}`}`;
 }

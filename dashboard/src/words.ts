@@ -53,7 +53,8 @@ const english = {
   throughput: "Throughput",
   throughputNote: "tokens a second",
   mfu: "MFU",
-  mfuNote: "model FLOPs a second (6 × active parameters plus attention, a token) over the best matrix product that this engine did when the run began",
+  mfuNote:
+    "model FLOPs a second (6 × active parameters plus attention, a token) over the best matrix product that this engine did when the run began",
   memory: "Memory",
   memoryNote: "most bytes that the engine had handed out at once",
   stepTime: "Time of a step",

@@ -359,7 +359,7 @@ describe.skipIf(chromiumPath === null)(`the dashboard in Chromium${chromiumNote}
             server,
             "/v1/completions",
             { model: "tiny", prompt: "a b c", max_tokens: 24 },
-            { headers: { authorization: "Bearer key" } },
+            { headers: { authorization: "Bearer key", "content-type": "application/json" } },
           );
         const heatmap = page.locator("canvas[role=application]").first();
         await heatmap.waitFor({ timeout: 15_000 });

@@ -98,7 +98,9 @@ export function Chart(props: ChartProps): JSX.Element {
   const domain = useMemo(() => {
     const all = lines.flatMap((line) => [...given(line.values), ...given(line.low), ...given(line.high)]);
     for (const line of lines)
-      if (line.errors !== undefined) for (const [i, value] of line.values.entries()) if (value !== null) all.push(value - (line.errors[i] ?? 0), value + (line.errors[i] ?? 0));
+      if (line.errors !== undefined)
+        for (const [i, value] of line.values.entries())
+          if (value !== null) all.push(value - (line.errors[i] ?? 0), value + (line.errors[i] ?? 0));
     all.push(...references.map(({ value }) => value));
     const usable = log ? all.filter((value) => value > 0) : all;
     const steps = lines.flatMap((line) => line.steps);
@@ -187,12 +189,16 @@ export function Chart(props: ChartProps): JSX.Element {
           if (line.steps.length === 0) return [];
           const i = nearest(line, cursor);
           const value = line.values[i];
-          return value === null || value === undefined ? [] : [{ line, value, step: line.steps[i] ?? 0, low: line.low?.[i], high: line.high?.[i] }];
+          return value === null || value === undefined
+            ? []
+            : [{ line, value, step: line.steps[i] ?? 0, low: line.low?.[i], high: line.high?.[i] }];
         });
   const summary = lines
     .map((line) => {
       const values = given(line.values);
-      return values.length === 0 ? `${line.label}: ${words.noData}` : `${line.label}: ${format(values[0] ?? 0)} → ${format(values.at(-1) ?? 0)}`;
+      return values.length === 0
+        ? `${line.label}: ${words.noData}`
+        : `${line.label}: ${format(values[0] ?? 0)} → ${format(values.at(-1) ?? 0)}`;
     })
     .join("; ");
 
@@ -270,7 +276,9 @@ export function Chart(props: ChartProps): JSX.Element {
               <rect x={margin.left - 2} y={0} width={inner.width + 4} height={height - margin.bottom + 2} />
             </clipPath>
             <g clip-path={`url(#${id}c)`}>
-              {lines.map((line, i) => (line.low === undefined ? null : <path key={i} d={band(line)} fill={lineColor(line.color, dark)} opacity={0.16} />))}
+              {lines.map((line, i) =>
+                line.low === undefined ? null : <path key={i} d={band(line)} fill={lineColor(line.color, dark)} opacity={0.16} />,
+              )}
               {lines.map((line, i) => {
                 const stroke = lineColor(line.color, dark);
                 if (line.points === true)
@@ -305,12 +313,20 @@ export function Chart(props: ChartProps): JSX.Element {
             {mark !== null && mark !== undefined && mark >= domain.x0 && mark <= domain.x1 && (
               <line class="mark" x1={x(mark)} x2={x(mark)} y1={margin.top} y2={height - margin.bottom} />
             )}
-            {cursor !== null && !domain.empty && <line class="cursor" x1={x(cursor)} x2={x(cursor)} y1={margin.top} y2={height - margin.bottom} />}
+            {cursor !== null && !domain.empty && (
+              <line class="cursor" x1={x(cursor)} x2={x(cursor)} y1={margin.top} y2={height - margin.bottom} />
+            )}
             {readings.map(({ line, value, step }, i) => (
               <circle key={i} cx={x(step)} cy={y(value)} r={3} fill={lineColor(line.color, dark)} />
             ))}
             {drag !== null && Math.abs(drag.to - drag.from) > 5 && (
-              <rect class="zoom" x={Math.min(drag.from, drag.to)} width={Math.abs(drag.to - drag.from)} y={margin.top} height={inner.height} />
+              <rect
+                class="zoom"
+                x={Math.min(drag.from, drag.to)}
+                width={Math.abs(drag.to - drag.from)}
+                y={margin.top}
+                height={inner.height}
+              />
             )}
             {domain.empty && (
               <text class="tick" x={width / 2} y={height / 2} text-anchor="middle">

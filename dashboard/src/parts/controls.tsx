@@ -4,7 +4,19 @@ import type { Json } from "../../../src/dashboard/api.ts";
 import type { ViewProps } from "../views/view.ts";
 import { useSettings } from "../words.ts";
 
-export function Card({ title, note, side, children, wide = false }: { readonly title?: string; readonly note?: string | undefined; readonly side?: ComponentChildren; readonly children: ComponentChildren; readonly wide?: boolean }): JSX.Element {
+export function Card({
+  title,
+  note,
+  side,
+  children,
+  wide = false,
+}: {
+  readonly title?: string;
+  readonly note?: string | undefined;
+  readonly side?: ComponentChildren;
+  readonly children: ComponentChildren;
+  readonly wide?: boolean;
+}): JSX.Element {
   return (
     <section class={wide ? "card wide" : "card"}>
       {(title !== undefined || side !== undefined) && (
@@ -39,7 +51,15 @@ export function LayerSelect({ layer, main, go }: Pick<ViewProps, "main" | "go"> 
 }
 
 /** A position among steps that were recorded; arrow keys move it, being a range input. */
-export function StepSlider({ steps, step, onStep }: { readonly steps: readonly number[]; readonly step: number; readonly onStep: (step: number) => void }): JSX.Element | null {
+export function StepSlider({
+  steps,
+  step,
+  onStep,
+}: {
+  readonly steps: readonly number[];
+  readonly step: number;
+  readonly onStep: (step: number) => void;
+}): JSX.Element | null {
   const { words } = useSettings();
   if (steps.length < 2) return null;
   const index = steps.reduce((best, value, i) => (value <= step ? i : best), 0);
@@ -69,7 +89,9 @@ export function Tree({ value, name, depth = 0 }: { readonly value: Json; readonl
         {label} <span class="number">{value === null ? "null" : String(value)}</span>
       </div>
     );
-  const entries: (readonly [string, Json])[] = Array.isArray(value) ? value.map((item: Json, i) => [String(i), item] as const) : Object.entries(value);
+  const entries: (readonly [string, Json])[] = Array.isArray(value)
+    ? value.map((item: Json, i) => [String(i), item] as const)
+    : Object.entries(value);
   const plain = Array.isArray(value) && value.every((item: Json) => item === null || typeof item !== "object");
   if (plain && entries.length <= 32)
     return (

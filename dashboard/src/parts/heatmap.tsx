@@ -128,12 +128,20 @@ export function Heatmap(props: HeatmapProps): JSX.Element {
     return row >= 0 && row < rows && column >= 0 && column < columns ? { row, column } : null;
   };
   const onKey = (event: KeyboardEvent): void => {
-    const moves: Record<string, readonly [number, number]> = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    const moves: Record<string, readonly [number, number]> = {
+      ArrowUp: [-1, 0],
+      ArrowDown: [1, 0],
+      ArrowLeft: [0, -1],
+      ArrowRight: [0, 1],
+    };
     const move = moves[event.key];
     if (move !== undefined) {
       event.preventDefault();
       const from = cell ?? { row: Math.max(0, props.selectedRow ?? 0) - move[0], column: -move[1] };
-      setCell({ row: Math.min(rows - 1, Math.max(0, from.row + move[0])), column: Math.min(columns - 1, Math.max(0, from.column + move[1])) });
+      setCell({
+        row: Math.min(rows - 1, Math.max(0, from.row + move[0])),
+        column: Math.min(columns - 1, Math.max(0, from.column + move[1])),
+      });
     } else if (event.key === "Escape") setCell(null);
     else if ((event.key === "Enter" || event.key === " ") && cell !== null) {
       event.preventDefault();

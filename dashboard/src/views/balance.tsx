@@ -11,7 +11,16 @@ import { Heatmap, Scale } from "../parts/heatmap.tsx";
 import { filled, useSettings, type Words } from "../words.ts";
 import { chosenLayer, rangeQuery, scalarLines, useLayer, type ViewProps } from "./view.ts";
 
-const gridKeys = ["dropRate", "coefficient", "maxOverMeanLoad", "deadExperts", "loadEntropy", "auxiliaryLoss", "zLoss", "gateEntropy"] as const;
+const gridKeys = [
+  "dropRate",
+  "coefficient",
+  "maxOverMeanLoad",
+  "deadExperts",
+  "loadEntropy",
+  "auxiliaryLoss",
+  "zLoss",
+  "gateEntropy",
+] as const;
 type GridKey = (typeof gridKeys)[number];
 
 function nameOf(key: GridKey, words: Words): string {
@@ -58,8 +67,21 @@ export function Balance(props: ViewProps): JSX.Element {
           {...common}
         />
         <div class="grid2">
-          <Chart title={words.maxOverMeanLoad} note={layerName} lines={lines("maxOverMeanLoad", "")} format={times} references={one} {...common} />
-          <Chart title={words.loadEntropy} note={words.loadEntropyNote} lines={lines("loadEntropy", "")} references={plainOne} {...common} />
+          <Chart
+            title={words.maxOverMeanLoad}
+            note={layerName}
+            lines={lines("maxOverMeanLoad", "")}
+            format={times}
+            references={one}
+            {...common}
+          />
+          <Chart
+            title={words.loadEntropy}
+            note={words.loadEntropyNote}
+            lines={lines("loadEntropy", "")}
+            references={plainOne}
+            {...common}
+          />
         </div>
       </Card>
       <LayerGrid {...props} />
@@ -74,7 +96,10 @@ function LayerGrid({ main, place, go }: ViewProps): JSX.Element {
   const { words, dark } = useSettings();
   const [key, setKey] = useState<GridKey>("dropRate");
   const keys = gridKeys.filter((name) => main.detail.layerMetrics.includes(name));
-  const answer = useAnswer<GridAnswer>(runUrl(main.detail.id, "/grid", { key, points: 200, ...rangeQuery(place.range) }), main.version).data;
+  const answer = useAnswer<GridAnswer>(
+    runUrl(main.detail.id, "/grid", { key, points: 200, ...rangeQuery(place.range) }),
+    main.version,
+  ).data;
   const format = formatOf(key);
   const { low, high } = useMemo(() => {
     const values = (answer?.values ?? []).flat().filter((value) => value !== null);

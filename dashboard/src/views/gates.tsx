@@ -27,8 +27,22 @@ export function Gates(props: ViewProps): JSX.Element {
   return (
     <>
       <div class="grid2">
-        <Chart title={words.max1OverMax2} note={words.ratioNote} lines={gridLines(runs, one)} format={ratioFormat} references={plainOne} {...common} />
-        <Chart title={words.max2OverMax3} note={words.ratioNote} lines={gridLines(runs, two)} format={ratioFormat} references={plainOne} {...common} />
+        <Chart
+          title={words.max1OverMax2}
+          note={words.ratioNote}
+          lines={gridLines(runs, one)}
+          format={ratioFormat}
+          references={plainOne}
+          {...common}
+        />
+        <Chart
+          title={words.max2OverMax3}
+          note={words.ratioNote}
+          lines={gridLines(runs, two)}
+          format={ratioFormat}
+          references={plainOne}
+          {...common}
+        />
         <Chart title={words.gateEntropy} note={words.gateEntropyNote} lines={gridLines(runs, entropy)} references={flat} {...common} />
         <Chart title={words.loadEntropy} note={words.loadEntropyNote} lines={gridLines(runs, load)} references={plainOne} {...common} />
       </div>
@@ -36,7 +50,10 @@ export function Gates(props: ViewProps): JSX.Element {
         <Chart
           title={`${words.max1OverMax2}, ${words.max2OverMax3}`}
           note={words.ratioLayerNote}
-          lines={[...scalarLines(runs, ofLayer, "max1OverMax2", words.max1OverMax2), ...second(scalarLines(runs, ofLayer, "max2OverMax3", words.max2OverMax3))]}
+          lines={[
+            ...scalarLines(runs, ofLayer, "max1OverMax2", words.max1OverMax2),
+            ...second(scalarLines(runs, ofLayer, "max2OverMax3", words.max2OverMax3)),
+          ]}
           references={plainOne}
           logSwitch
           {...common}
@@ -49,12 +66,21 @@ export function Gates(props: ViewProps): JSX.Element {
 const plainOne = [{ value: 1, label: "1" }];
 
 /** Sorted gate probabilities, at the recorded step nearest before the chosen one. */
-function Distribution({ main, place, go, layer, numExperts }: ViewProps & { readonly layer: number; readonly numExperts: number }): JSX.Element {
+function Distribution({
+  main,
+  place,
+  go,
+  layer,
+  numExperts,
+}: ViewProps & { readonly layer: number; readonly numExperts: number }): JSX.Element {
   const { words } = useSettings();
   const { similaritySteps: steps, id } = main.detail;
   const step = steps.findLast((value) => value <= (place.step ?? Infinity)) ?? steps[0] ?? null;
   const answer = useAnswer<SimilarityMatrix>(step === null ? null : runUrl(id, "/similarity/matrix", { step, layer }), 0).data;
-  const before = useAnswer<SimilarityMatrix>(steps[0] === undefined ? null : runUrl(id, "/similarity/matrix", { step: steps[0], layer }), 0).data;
+  const before = useAnswer<SimilarityMatrix>(
+    steps[0] === undefined ? null : runUrl(id, "/similarity/matrix", { step: steps[0], layer }),
+    0,
+  ).data;
   const gates = answer?.gates ?? [];
   const reference = useMemo(() => (numExperts === 0 ? [] : [{ value: 1 / numExperts, label: words.flatGate }]), [numExperts, words]);
   if (gates.length === 0 || step === null) return <p class="note">{words.noSimilarity}</p>;
@@ -65,7 +91,10 @@ function Distribution({ main, place, go, layer, numExperts }: ViewProps & { read
     color,
     points: true,
   });
-  const lines = [line(gates, step, 0), ...(before !== null && before.step !== step && before.gates.length > 0 ? [line(before.gates, before.step, 1)] : [])];
+  const lines = [
+    line(gates, step, 0),
+    ...(before !== null && before.step !== step && before.gates.length > 0 ? [line(before.gates, before.step, 1)] : []),
+  ];
   return (
     <>
       <Chart

@@ -37,13 +37,19 @@ function Tiles({ main }: ViewProps): JSX.Element | null {
   const evaluations = useEvaluations([main])[id];
   if (at === null) return null;
   const last = (key: string): number | null => scalars?.series[key]?.mean.at(-1) ?? null;
-  const column = (answer: GridAnswer | null): number[] => (answer?.values ?? []).map((row) => row.at(-1) ?? null).filter((value) => value !== null);
-  const total = typeof config === "object" && config !== null && "numSteps" in config && typeof config.numSteps === "number" ? config.numSteps : null;
+  const column = (answer: GridAnswer | null): number[] =>
+    (answer?.values ?? []).map((row) => row.at(-1) ?? null).filter((value) => value !== null);
+  const total =
+    typeof config === "object" && config !== null && "numSteps" in config && typeof config.numSteps === "number" ? config.numSteps : null;
   const validation = evaluations?.find(({ loss }) => loss.length > 0);
   const tiles: (readonly [string, string, string?])[] = [
     [words.step, total === null ? whole(at) : `${whole(at)} / ${whole(total)}`],
     [words.loss, compact(last("loss"), 4)],
-    ...(validation === undefined ? [] : [[`${words.validationLoss}`, `${compact(validation.loss.at(-1), 4)}`, `± ${compact(validation.standardError.at(-1), 2)}`] as const]),
+    ...(validation === undefined
+      ? []
+      : [
+          [`${words.validationLoss}`, `${compact(validation.loss.at(-1), 4)}`, `± ${compact(validation.standardError.at(-1), 2)}`] as const,
+        ]),
     [words.throughput, compact(last("tokensPerSecond")), words.throughputNote],
     [words.mfu, percent(last("mfu"))],
     [words.memory, bytes(last("peakBytes"))],
@@ -51,7 +57,13 @@ function Tiles({ main }: ViewProps): JSX.Element | null {
   if (layers.length > 0) {
     const experts = layers.reduce((sum, { numExperts }) => sum + numExperts, 0);
     tiles.push(
-      [words.maxDrop, percent(column(drops).reduce((a, b) => Math.max(a, b), 0), 2)],
+      [
+        words.maxDrop,
+        percent(
+          column(drops).reduce((a, b) => Math.max(a, b), 0),
+          2,
+        ),
+      ],
       [words.deadExperts, `${column(dead).reduce((a, b) => a + b, 0)} / ${experts}`],
     );
   }
@@ -87,7 +99,15 @@ function ExpertLoad(props: ViewProps): JSX.Element {
   const answer = useAnswer<LoadAnswer>(runUrl(id, "/load", { from, to }), version).data;
   const imbalance = useAnswer<GridAnswer>(runUrl(id, "/grid", { key: "maxOverMeanLoad", points: 240 }), main.version).data;
   const worst = useMemo(
-    () => (imbalance === null ? [] : gridLines([{ ...main, color: 0 }], { [id]: imbalance }).map((line) => ({ ...line, values: line.high ?? [], low: undefined, high: undefined }))),
+    () =>
+      imbalance === null
+        ? []
+        : gridLines([{ ...main, color: 0 }], { [id]: imbalance }).map((line) => ({
+            ...line,
+            values: line.high ?? [],
+            low: undefined,
+            high: undefined,
+          })),
     [imbalance, dark],
   );
   useEffect(() => {
@@ -125,15 +145,24 @@ function ExpertLoad(props: ViewProps): JSX.Element {
         onPick={(r) => go({ layer: shown[r]?.layer ?? null }, false)}
       />
       <div class="scrubber">
-        <button type="button" aria-pressed={playing} onClick={() => {
-          if (!playing && step >= last) go({ step: first }, false);
-          setPlaying(!playing);
-        }}>
+        <button
+          type="button"
+          aria-pressed={playing}
+          onClick={() => {
+            if (!playing && step >= last) go({ step: first }, false);
+            setPlaying(!playing);
+          }}
+        >
           {playing ? words.pause : words.play}
         </button>
         <label class="slider">
           <span>
-            {words.scrubber} <b class="number">{answer?.numRecords === 1 || answer?.from === answer?.to ? (answer?.to ?? step) : `${answer?.from ?? ""} – ${answer?.to ?? ""}`}</b>
+            {words.scrubber}{" "}
+            <b class="number">
+              {answer?.numRecords === 1 || answer?.from === answer?.to
+                ? (answer?.to ?? step)
+                : `${answer?.from ?? ""} – ${answer?.to ?? ""}`}
+            </b>
             {dead > 0 ? ` · ${dead} ${words.dead}` : ""}
           </span>
           <input
@@ -153,11 +182,13 @@ function ExpertLoad(props: ViewProps): JSX.Element {
         <label>
           {words.averaged}{" "}
           <select value={String(span)} onChange={(event) => setSpan(Number(event.currentTarget.value))}>
-            {windows.filter((size) => size === 1 || size < last - first).map((size) => (
-              <option key={size} value={String(size)}>
-                {size === 1 ? words.oneStep : `${size} ${words.steps}`}
-              </option>
-            ))}
+            {windows
+              .filter((size) => size === 1 || size < last - first)
+              .map((size) => (
+                <option key={size} value={String(size)}>
+                  {size === 1 ? words.oneStep : `${size} ${words.steps}`}
+                </option>
+              ))}
             <option value="Infinity">{words.everything}</option>
           </select>
         </label>
@@ -196,11 +227,20 @@ export function LoadScale(): JSX.Element {
 }
 
 /** Experts of one layer over all steps. */
-function LayerDetail({ main, place, go, layer, step }: ViewProps & { readonly layer: number | null; readonly step: number }): JSX.Element | null {
+function LayerDetail({
+  main,
+  place,
+  go,
+  layer,
+  step,
+}: ViewProps & { readonly layer: number | null; readonly step: number }): JSX.Element | null {
   const { words, dark } = useSettings();
   const query = { layer, points: 200, ...(place.range === null ? {} : { from: place.range[0], to: place.range[1] }) };
   const answer = useAnswer<ExpertsAnswer>(layer === null ? null : runUrl(main.detail.id, "/experts", query), main.version).data;
-  const ratios = useMemo(() => (answer?.load ?? []).map((row, _, all) => row.map((value) => (value === null ? null : value * all.length))), [answer]);
+  const ratios = useMemo(
+    () => (answer?.load ?? []).map((row, _, all) => row.map((value) => (value === null ? null : value * all.length))),
+    [answer],
+  );
   if (layer === null || answer === null) return null;
   const column = answer.steps.findIndex((last) => last >= step);
   return (

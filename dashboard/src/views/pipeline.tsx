@@ -111,9 +111,9 @@ function Trace({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
         <Chart
           key={name}
           title={name}
-          lines={list.slice(0, 32).map(
-            (counter, i): Line => ({ label: counter.process, steps: counter.times, values: counter.values, color: i, dashed: i > 0 }),
-          )}
+          lines={list
+            .slice(0, 32)
+            .map((counter, i): Line => ({ label: counter.process, steps: counter.times, values: counter.values, color: i, dashed: i > 0 }))}
           range={null}
           fromZero
           format={/byte|memory/i.test(name) ? bytes : (value) => compact(value)}
@@ -196,7 +196,11 @@ function Timeline({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
     context.textBaseline = "top";
     for (let i = 0; i <= 4; i++) {
       context.textAlign = i === 0 ? "left" : i === 4 ? "right" : "center";
-      context.fillText(duration((from + ((to - from) * i) / 4) / 1e6), left + ((width - left - 4) * i) / 4, trace.lanes.length * laneHeight + 5);
+      context.fillText(
+        duration((from + ((to - from) * i) / 4) / 1e6),
+        left + ((width - left - 4) * i) / 4,
+        trace.lanes.length * laneHeight + 5,
+      );
     }
     context.textAlign = "left";
   }, [trace, width, view, dark]);
@@ -261,7 +265,12 @@ function Timeline({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
         </button>
       </div>
       {tip !== null && (
-        <div class="tip" role="status" data-side={tip.x > width / 2 ? "left" : "right"} style={{ left: `${tip.x}px`, top: `${tip.y + 12}px` }}>
+        <div
+          class="tip"
+          role="status"
+          data-side={tip.x > width / 2 ? "left" : "right"}
+          style={{ left: `${tip.x}px`, top: `${tip.y + 12}px` }}
+        >
           <b>{tip.event.name}</b> {duration(tip.event.duration / 1e6)}
           {Object.entries(tip.event.args).map(([key, value]) => (
             <div key={key}>
@@ -281,7 +290,9 @@ function Communication({ runs, main, place, go }: ViewProps): JSX.Element {
   const keys = main.detail.scalars.filter((key) => /^communication\..*bytes$/i.test(key)).slice(0, 24);
   const answers = useScalars(runs, keys.length === 0 ? ["step"] : keys, place.range);
   if (keys.length === 0) return <p class="note">{words.noCommunication}</p>;
-  const lines = keys.flatMap((key, i) => scalarLines([main], answers, key, key.split(".").slice(1, -1).join(" ") || key).map((line) => ({ ...line, color: i })));
+  const lines = keys.flatMap((key, i) =>
+    scalarLines([main], answers, key, key.split(".").slice(1, -1).join(" ") || key).map((line) => ({ ...line, color: i })),
+  );
   return (
     <Chart
       title={words.communication}

@@ -33,7 +33,17 @@ export function Results({ main }: ViewProps): JSX.Element {
 function Evaluation({ answer }: { readonly answer: EvaluationAnswer }): JSX.Element {
   const { words } = useSettings();
   return (
-    <Card wide title={words.evaluations} note={[answer.model, answer.name, answer.date === null ? null : new Date(answer.date * 1000).toISOString().slice(0, 16).replace("T", " ")].filter((part) => part !== null).join(" · ")}>
+    <Card
+      wide
+      title={words.evaluations}
+      note={[
+        answer.model,
+        answer.name,
+        answer.date === null ? null : new Date(answer.date * 1000).toISOString().slice(0, 16).replace("T", " "),
+      ]
+        .filter((part) => part !== null)
+        .join(" · ")}
+    >
       <div class="scroll" tabIndex={0} role="region" aria-label={words.evaluations}>
         <table class="numbers">
           <thead>
@@ -78,7 +88,7 @@ function headline(document: Json): (readonly [string, string])[] {
       const key = path.split(".").at(-1) ?? "";
       const shown = /bytes/i.test(key)
         ? bytes(value)
-        : /Ms$/.test(key)
+        : key.endsWith("Ms")
           ? duration(value / 1000)
           : /seconds$/i.test(key)
             ? duration(value)

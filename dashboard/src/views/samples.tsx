@@ -16,7 +16,10 @@ export function Samples(props: ViewProps): JSX.Element {
   const [prompt, setPrompt] = useState(0);
   const [chosen, setChosen] = useState<number | null>(null);
   const step = steps.findLast((value) => value <= (place.step ?? Infinity)) ?? steps[0] ?? null;
-  const answer = useAnswer<SampleText>(step === null ? null : runUrl(id, "/sample", { step, prompt }), main.detail.state === "live" ? main.version : 0);
+  const answer = useAnswer<SampleText>(
+    step === null ? null : runUrl(id, "/sample", { step, prompt }),
+    main.detail.state === "live" ? main.version : 0,
+  );
   const layer = chosenLayer(props);
   if (step === null) return <p class="note">{words.noSamples}</p>;
   const sample = answer.data;
@@ -52,7 +55,13 @@ export function Samples(props: ViewProps): JSX.Element {
           {sample.layers.length > 0 && (
             <>
               <Experts sample={sample} layer={layer} numExperts={numExperts} chosen={chosen} onChoose={setChosen} />
-              <Layers sample={sample} numExperts={numExperts} chosen={chosen} layer={layer} onLayer={(picked) => go({ layer: picked }, false)} />
+              <Layers
+                sample={sample}
+                numExperts={numExperts}
+                chosen={chosen}
+                layer={layer}
+                onLayer={(picked) => go({ layer: picked }, false)}
+              />
             </>
           )}
         </>
@@ -98,7 +107,8 @@ function Text({ sample, layer, numExperts, chosen }: Shown): JSX.Element {
                 ? {}
                 : {
                     background: off ? "transparent" : expertColor(first, numExperts, dark),
-                    borderBottom: second === undefined || off ? "2px solid transparent" : `2px solid ${expertColor(second, numExperts, !dark)}`,
+                    borderBottom:
+                      second === undefined || off ? "2px solid transparent" : `2px solid ${expertColor(second, numExperts, !dark)}`,
                   }
             }
           >
@@ -111,7 +121,13 @@ function Text({ sample, layer, numExperts, chosen }: Shown): JSX.Element {
 }
 
 /** Shares of the text's tokens, and buttons that show one expert alone. */
-function Experts({ sample, layer, numExperts, chosen, onChoose }: Shown & { readonly onChoose: (expert: number | null) => void }): JSX.Element {
+function Experts({
+  sample,
+  layer,
+  numExperts,
+  chosen,
+  onChoose,
+}: Shown & { readonly onChoose: (expert: number | null) => void }): JSX.Element {
   const { words, dark } = useSettings();
   const rows = sample.experts[sample.layers.indexOf(layer ?? -1)] ?? [];
   const counts = Array.from({ length: numExperts }, (_, expert) => rows.filter((experts) => experts[0] === expert).length);
@@ -157,7 +173,11 @@ function Layers({ sample, numExperts, chosen, layer, onLayer }: Shown & { readon
                   const expert = sample.experts[l]?.[t]?.[0] ?? 0;
                   const off = chosen !== null && sample.experts[l]?.[t]?.includes(chosen) !== true;
                   return (
-                    <td key={t} title={`${token} · ${words.expert} ${expert}`} style={off ? {} : { background: expertColor(expert, numExperts, dark) }}>
+                    <td
+                      key={t}
+                      title={`${token} · ${words.expert} ${expert}`}
+                      style={off ? {} : { background: expertColor(expert, numExperts, dark) }}
+                    >
                       {sample.tokens.length <= 64 && !off ? expert : ""}
                     </td>
                   );

@@ -27,11 +27,21 @@ export function Serving(): JSX.Element {
   const ratios = useMemo(() => loads(readings, whole_), [server, whole_]);
   if (server === null) return <p class="note">{history.loading ? "" : words.noServer}</p>;
   const last = readings.at(-1);
-  const line = (label: string, of: (reading: ServerReading) => number | null, color: number): Line => ({ label, steps: seconds, values: readings.map(of), color, dashed: color > 0 });
+  const line = (label: string, of: (reading: ServerReading) => number | null, color: number): Line => ({
+    label,
+    steps: seconds,
+    values: readings.map(of),
+    color,
+    dashed: color > 0,
+  });
   const common = { range: null, fromZero: true, xLabel: "", xFormat: (value: number) => `${value} s` } as const;
   return (
     <>
-      {server.error !== null && <p class="banner warning" role="status">{server.error}</p>}
+      {server.error !== null && (
+        <p class="banner warning" role="status">
+          {server.error}
+        </p>
+      )}
       <p class="note">{server.url}</p>
       {last !== undefined && (
         <dl class="tiles">
@@ -80,27 +90,42 @@ export function Serving(): JSX.Element {
             columnName={String}
             rowTitle={words.layer}
             columnTitle={words.expert}
-            tip={(value, r, c) => `${words.layer} ${ratios[r]?.layer ?? ""}, ${words.expert} ${c}: ${value === 0 ? words.dead : times(value)}`}
+            tip={(value, r, c) =>
+              `${words.layer} ${ratios[r]?.layer ?? ""}, ${words.expert} ${c}: ${value === 0 ? words.dead : times(value)}`
+            }
           />
         </Card>
       )}
       <div class="grid2">
-        <Chart title={words.queue} lines={[line(words.running, ({ running }) => running, 0), line(words.waiting, ({ waiting }) => waiting, 1)]} {...common} />
+        <Chart
+          title={words.queue}
+          lines={[line(words.running, ({ running }) => running, 0), line(words.waiting, ({ waiting }) => waiting, 1)]}
+          {...common}
+        />
         <Chart
           title={words.throughput}
           note={words.throughputNote}
-          lines={[line(words.generated, ({ generatedPerSecond }) => generatedPerSecond, 0), line(words.promptTokens, ({ promptPerSecond }) => promptPerSecond, 1)]}
+          lines={[
+            line(words.generated, ({ generatedPerSecond }) => generatedPerSecond, 0),
+            line(words.promptTokens, ({ promptPerSecond }) => promptPerSecond, 1),
+          ]}
           {...common}
         />
         <Chart
           title={words.ttft}
-          lines={[line(words.median, ({ timeToFirstToken }) => timeToFirstToken.p50, 0), line(words.p95, ({ timeToFirstToken }) => timeToFirstToken.p95, 1)].map((item) => ({ ...item, points: true }))}
+          lines={[
+            line(words.median, ({ timeToFirstToken }) => timeToFirstToken.p50, 0),
+            line(words.p95, ({ timeToFirstToken }) => timeToFirstToken.p95, 1),
+          ].map((item) => ({ ...item, points: true }))}
           format={duration}
           {...common}
         />
         <Chart
           title={words.itl}
-          lines={[line(words.median, ({ interTokenLatency }) => interTokenLatency.p50, 0), line(words.p95, ({ interTokenLatency }) => interTokenLatency.p95, 1)]}
+          lines={[
+            line(words.median, ({ interTokenLatency }) => interTokenLatency.p50, 0),
+            line(words.p95, ({ interTokenLatency }) => interTokenLatency.p95, 1),
+          ]}
           format={duration}
           {...common}
         />
@@ -125,7 +150,9 @@ function loads(readings: readonly ServerReading[], all: boolean): { layer: numbe
   return last.experts.map(({ layer, total }) => {
     const counts = all
       ? total
-      : total.map((_, e) => recent.reduce((sum, reading) => sum + (reading.experts.find((item) => item.layer === layer)?.tokens[e] ?? 0), 0));
+      : total.map((_, e) =>
+          recent.reduce((sum, reading) => sum + (reading.experts.find((item) => item.layer === layer)?.tokens[e] ?? 0), 0),
+        );
     const sum = counts.reduce((a, b) => a + b, 0);
     return { layer, ratios: counts.map((count) => (sum === 0 ? null : (count * counts.length) / sum)) };
   });

@@ -17,12 +17,19 @@ export function Similarity(props: ViewProps): JSX.Element {
   const { runs, main, place, go } = props;
   const { words } = useSettings();
   const layer = chosenLayer(props);
-  const urls = Object.fromEntries(runs.filter(({ detail }) => detail.similaritySteps.length > 0).map(({ detail }) => [detail.id, runUrl(detail.id, "/similarity", { points: 400 })]));
+  const urls = Object.fromEntries(
+    runs
+      .filter(({ detail }) => detail.similaritySteps.length > 0)
+      .map(({ detail }) => [detail.id, runUrl(detail.id, "/similarity", { points: 400 })]),
+  );
   const answers = useAnswers<SimilaritySeries>(urls, runs.map(({ version }) => version).join());
   const [what, setWhat] = useState<What>("weights");
   const { similaritySteps: steps, id } = main.detail;
   const step = steps.findLast((value) => value <= (place.step ?? Infinity)) ?? steps[0] ?? null;
-  const matrix = useAnswer<SimilarityMatrix>(step === null || layer === null ? null : runUrl(id, "/similarity/matrix", { step, layer }), 0).data;
+  const matrix = useAnswer<SimilarityMatrix>(
+    step === null || layer === null ? null : runUrl(id, "/similarity/matrix", { step, layer }),
+    0,
+  ).data;
   if (layer === null) return <p class="note">{words.noExperts}</p>;
   if (Object.keys(urls).length === 0) return <p class="note">{words.noSimilarity}</p>;
 
@@ -31,7 +38,8 @@ export function Similarity(props: ViewProps): JSX.Element {
     if (answer === undefined || answer.layers.length === 0) return [];
     const line = (of: What, dashed: boolean): Line => {
       const columns = answer.steps.map((_, i) => answer.layers.map((item) => item[of][i] ?? null).filter((value) => value !== null));
-      const pick = (from: (values: readonly number[]) => number): (number | null)[] => columns.map((values) => (values.length === 0 ? null : from(values)));
+      const pick = (from: (values: readonly number[]) => number): (number | null)[] =>
+        columns.map((values) => (values.length === 0 ? null : from(values)));
       return {
         label: lineName(runs, run, of === "weights" ? words.ofWeights : words.ofOutputs),
         steps: answer.steps,

@@ -52,7 +52,9 @@ export function Training(props: ViewProps): JSX.Element {
     <>
       <LossChart {...props} />
       <div class="grid2">
-        {hasExperts && <Chart title={words.auxiliaryLoss} note={words.auxiliaryNote} lines={lines("auxiliaryLoss")} logSwitch {...common} />}
+        {hasExperts && (
+          <Chart title={words.auxiliaryLoss} note={words.auxiliaryNote} lines={lines("auxiliaryLoss")} logSwitch {...common} />
+        )}
         {hasExperts && <Chart title={words.zLoss} note={words.zLossNote} lines={gridLines(runs, zLoss)} {...common} />}
         <Chart title={words.learningRate} lines={lines("learningRate")} fromZero {...common} />
         <Chart title={words.gradNorm} note={words.gradNormNote} lines={lines("gradNorm")} logSwitch {...common} />

@@ -28,20 +28,41 @@ function versionOf(runs: readonly OpenRun[]): string {
 }
 
 /** Scalars of all runs, by run. */
-export function useScalars(runs: readonly OpenRun[], keys: readonly string[], range: Place["range"], numPoints = points): Readonly<Record<string, SeriesAnswer>> {
-  const urls = Object.fromEntries(runs.map(({ detail }) => [detail.id, runUrl(detail.id, "/series", { keys: keys.join(","), points: numPoints, ...rangeQuery(range) })]));
+export function useScalars(
+  runs: readonly OpenRun[],
+  keys: readonly string[],
+  range: Place["range"],
+  numPoints = points,
+): Readonly<Record<string, SeriesAnswer>> {
+  const urls = Object.fromEntries(
+    runs.map(({ detail }) => [detail.id, runUrl(detail.id, "/series", { keys: keys.join(","), points: numPoints, ...rangeQuery(range) })]),
+  );
   return useAnswers<SeriesAnswer>(urls, versionOf(runs));
 }
 /** Metrics of one layer of all runs that have it. */
-export function useLayer(runs: readonly OpenRun[], layer: number | null, keys: readonly string[], range: Place["range"]): Readonly<Record<string, SeriesAnswer>> {
+export function useLayer(
+  runs: readonly OpenRun[],
+  layer: number | null,
+  keys: readonly string[],
+  range: Place["range"],
+): Readonly<Record<string, SeriesAnswer>> {
   const having = layer === null ? [] : runs.filter(({ detail }) => detail.layers.some((shape) => shape.layer === layer));
-  const urls = Object.fromEntries(having.map(({ detail }) => [detail.id, runUrl(detail.id, "/layer", { layer, keys: keys.join(","), points, ...rangeQuery(range) })]));
+  const urls = Object.fromEntries(
+    having.map(({ detail }) => [detail.id, runUrl(detail.id, "/layer", { layer, keys: keys.join(","), points, ...rangeQuery(range) })]),
+  );
   return useAnswers<SeriesAnswer>(urls, versionOf(runs));
 }
 /** One per-layer metric of all runs. */
-export function useGrids(runs: readonly OpenRun[], key: string, range: Place["range"], numPoints = 240): Readonly<Record<string, GridAnswer>> {
+export function useGrids(
+  runs: readonly OpenRun[],
+  key: string,
+  range: Place["range"],
+  numPoints = 240,
+): Readonly<Record<string, GridAnswer>> {
   const having = runs.filter(({ detail }) => detail.layerMetrics.includes(key));
-  const urls = Object.fromEntries(having.map(({ detail }) => [detail.id, runUrl(detail.id, "/grid", { key, points: numPoints, ...rangeQuery(range) })]));
+  const urls = Object.fromEntries(
+    having.map(({ detail }) => [detail.id, runUrl(detail.id, "/grid", { key, points: numPoints, ...rangeQuery(range) })]),
+  );
   return useAnswers<GridAnswer>(urls, versionOf(runs));
 }
 export function useEvaluations(runs: readonly OpenRun[]): Readonly<Record<string, readonly EvaluationSeries[]>> {
@@ -61,17 +82,25 @@ export function scalarLines(runs: readonly OpenRun[], answers: Readonly<Record<s
     const answer = answers[run.detail.id];
     const series = answer?.series[key];
     if (answer === undefined || series === undefined || series.mean.every((value) => value === null)) return [];
-    return [{ label: lineName(runs, run, label), steps: answer.steps, values: series.mean, low: series.min, high: series.max, color: run.color }];
+    return [
+      { label: lineName(runs, run, label), steps: answer.steps, values: series.mean, low: series.min, high: series.max, color: run.color },
+    ];
   });
 }
 
 /** Mean over layers, with a band from the least to the greatest layer. */
-export function gridLines(runs: readonly OpenRun[], answers: Readonly<Record<string, GridAnswer>>, label = "", { dashed = false } = {}): Line[] {
+export function gridLines(
+  runs: readonly OpenRun[],
+  answers: Readonly<Record<string, GridAnswer>>,
+  label = "",
+  { dashed = false } = {},
+): Line[] {
   return runs.flatMap((run): Line[] => {
     const answer = answers[run.detail.id];
     if (answer === undefined || answer.layers.length === 0) return [];
     const columns = answer.steps.map((_, i) => answer.values.map((row) => row[i] ?? null).filter((value) => value !== null));
-    const of = (pick: (values: readonly number[]) => number): (number | null)[] => columns.map((values) => (values.length === 0 ? null : pick(values)));
+    const of = (pick: (values: readonly number[]) => number): (number | null)[] =>
+      columns.map((values) => (values.length === 0 ? null : pick(values)));
     if (columns.every((values) => values.length === 0)) return [];
     return [
       {
