@@ -90,10 +90,13 @@ describe("a run over a pipeline", () => {
       expect(trainedBytes(two)).toEqual(trainedBytes(one));
       const { seconds: _, ...state } = readCheckpointState(one).training;
       expect(readCheckpointState(two).training).toMatchObject(state);
-      const timed = new Set(["seconds", "tokensPerSecond", "mfu", "peakBytes", "gradNorm"]);
+      // What went between ranks is told of a run that has some, and of no other.
+      const timed = new Set(["seconds", "tokensPerSecond", "mfu", "peakBytes", "gradNorm", "traffic"]);
       const plain = (name: string): unknown =>
         metricsOf(name).map((record) => Object.fromEntries(Object.entries(record).filter(([key]) => !timed.has(key))));
       expect(plain("bits-2")).toEqual(plain("bits-1"));
+      expect(metricsOf("bits-2").some((record) => "traffic" in record)).toBe(true);
+      expect(metricsOf("bits-1").some((record) => "traffic" in record)).toBe(false);
       expect(metricsOf("bits-2").map(({ type }) => type)).toContain("evaluation");
       expect(metricsOf("bits-2").map(({ type }) => type)).toContain("similarity");
     },
