@@ -123,9 +123,9 @@ describe("an index of metrics", () => {
   });
 
   test("takes numbers that later versions write, nested ones by their path", () => {
-    const made = index(step(1, { communication: { tp: { bytes: 100, calls: 2 }, dp: { bytes: 50 } }, note: "x" }), step(2, { new: 7 }));
-    expect(scalarSeries(made, ["communication.tp.bytes", "new"], everything).series).toEqual({
-      "communication.tp.bytes": { mean: [100, null] },
+    const made = index(step(1, { traffic: { tp: { bytes: 100, calls: 2 }, dp: { bytes: 50 } }, note: "x" }), step(2, { new: 7 }));
+    expect(scalarSeries(made, ["traffic.tp.bytes", "new"], everything).series).toEqual({
+      "traffic.tp.bytes": { mean: [100, null] },
       new: { mean: [null, 7] },
     });
   });

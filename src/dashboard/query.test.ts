@@ -14,7 +14,7 @@ beforeAll(() => {
         type: "step",
         step: i + 1,
         loss,
-        communication: { tp: { bytes: 10 * (i + 1) } },
+        traffic: { tp: { bytes: 10 * (i + 1) } },
         layers: [{ layer: 2, dropRate: 0.1 * i, load: [0.25, 0.75] }],
       }),
     );
@@ -58,7 +58,7 @@ describe("a query over runs", () => {
       ["a", "stopped", 3, 3, 3],
       ["b", "stopped", 2, 2, 2],
     ]);
-    expect(rows('SELECT sum("communication.tp.bytes") FROM steps')).toEqual([[90]]);
+    expect(rows('SELECT sum("traffic.tp.bytes") FROM steps')).toEqual([[90]]);
   });
   test("names columns and says how many lines were no records", () => {
     const { columns, badLines } = queryRuns([folder], "SELECT run AS r, step FROM steps LIMIT 0");

@@ -4,7 +4,7 @@
  * files. Tables:
  *
  *   runs(run, path, state, steps, last_step, config)          config is JSON: config ->> '$.numSteps'
- *   steps(run, step, loss, auxiliaryLoss, ...)                every scalar of step records; nested ones as "communication.tp.bytes"
+ *   steps(run, step, loss, auxiliaryLoss, ...)                every scalar of step records; nested ones as "traffic.tp.bytes"
  *   layers(run, step, layer, dropRate, coefficient, ...)      every number of `layers[]`
  *   loads(run, step, layer, expert, load)
  *   evaluations(run, step, name, loss, standardError, numTokens, numSequences)

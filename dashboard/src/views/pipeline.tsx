@@ -284,10 +284,10 @@ function Timeline({ trace }: { readonly trace: TraceAnswer }): JSX.Element {
   );
 }
 
-/** Scalars under `communication`: bytes of each axis. */
+/** Scalars under `traffic`: bytes of each axis (docs/metrics.md). */
 function Communication({ runs, main, place, go }: ViewProps): JSX.Element {
   const { words } = useSettings();
-  const keys = main.detail.scalars.filter((key) => /^communication\..*bytes$/i.test(key)).slice(0, 24);
+  const keys = main.detail.scalars.filter((key) => /^traffic\.[^.]+\.bytes$/.test(key)).slice(0, 24);
   const answers = useScalars(runs, keys.length === 0 ? ["step"] : keys, place.range);
   if (keys.length === 0) return <p class="note">{words.noCommunication}</p>;
   const lines = keys.flatMap((key, i) =>
