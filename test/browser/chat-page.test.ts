@@ -120,7 +120,7 @@ describe.skipIf(chromiumPath === null)(`the chat page in Chromium${chromiumNote}
       const kept = (await page.textContent("article.assistant")) ?? "";
       expect(kept.length).toBeGreaterThan(3);
       await expect.poll(() => server.engine.stats.running).toBe(0);
-      await say(page, "More", 480);
+      await say(page, "More", 100);
       await page.waitForSelector("article.assistant >> nth=1");
       await page.click("#new");
       expect(await page.$("article")).toBeNull();

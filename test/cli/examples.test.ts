@@ -59,9 +59,13 @@ async function run(line: string, serves: boolean): Promise<Ended> {
   const env = { ...process.env, PATH: `${join(folder, "bin")}:${process.env["PATH"]}`, HF_ENDPOINT: hub.endpoint };
   const child = spawn("sh", ["-c", `exec ${line}`], { cwd: folder, env, stdio: ["ignore", "pipe", "pipe"] });
   let text = "";
+  let told = !serves;
   const hear = (chunk: Buffer): void => {
     text += chunk.toString();
-    if (serves && /http:\/\/127\.0\.0\.1:\d+/.test(text)) child.kill("SIGTERM");
+    if (told || !/http:\/\/127\.0\.0\.1:\d+/.test(text)) return;
+    // Once: a second signal ends what does not want to wait.
+    told = true;
+    child.kill("SIGTERM");
   };
   child.stdout.on("data", hear);
   child.stderr.on("data", hear);

@@ -159,6 +159,14 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     },
   });
   const { info } = server.engine;
+  // Before anybody is told that it serves.
+  const onSignal = (signal: string): void => {
+    // Where a rank's process died, mpirun ends the others: by this signal first.
+    server.engine.checkRanks();
+    if (server.engine.death === null) log.write({ level: "info", message: `${signal}: finishing what is under way` });
+    end(0);
+  };
+  for (const signal of stopSignals) process.once(signal, onSignal);
   log.write({
     level: "info",
     message: `serving at ${server.url}`,
@@ -171,13 +179,6 @@ async function serve(modelPath: string, flags: ServeFlags): Promise<void> {
     const message = `rank ${rank} holds ${gigabytes(heldBytes)} GB of weights and cache, planned ${gigabytes(plannedBytes)} GB`;
     log.write({ level: "info", message });
   }
-  const onSignal = (signal: string): void => {
-    // Where a rank's process died, mpirun ends the others: by this signal first.
-    server.engine.checkRanks();
-    if (server.engine.death === null) log.write({ level: "info", message: `${signal}: finishing what is under way` });
-    end(0);
-  };
-  for (const signal of stopSignals) process.once(signal, onSignal);
   const exitCode = await ended;
   await server.close();
   for (const signal of stopSignals) process.off(signal, onSignal);
