@@ -7,8 +7,8 @@
  *   backward weight  dw[n][k]:  I = k (x), J = n (dy), reduced m
  * so that weights are transposed only for many rows. A chunk owns a block of I x J and the whole reduction: it walks the reduced index
  * in slices of TILE_DEPTH, packs both sides, and keeps the f32 accumulators in its thread's scratch, which leaves the chain of each
- * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same. FP8 weights with bf16 rows
- * go to tiles_amx.h where there are tile registers, whatever the number of rows; the order there is its own.
+ * element unbroken. Forward groups of at most GEMV_ROWS rows go to gemv.h; the order of their chains is the same. Where there are tile
+ * registers, products of two bf16 have their order (tiles.h): by gemm_micro_tiles.h and gemv.h, and FP8 weights by tiles_amx.h.
  * Blocks depend on shapes and on the number of threads; no result depends on the blocks. One group is a plain linear; an empty one is no work.
  */
 #ifndef MOE_GEMM_H

@@ -2,13 +2,14 @@
  * The inner loops of matrix multiplication: a tile of V vectors by C columns of accumulators held in registers.
  *
  * acc[j][V * VL] (+)= sum over r of a[r][V * VL] * b[j][r], r ascending: one chain of fused multiply-adds an element. `a` is a packed panel,
- * `b` rows of TILE_DEPTH floats; both were widened to f32 when packed. With pairs (AVX-512 BF16 alone) an element of a and b is
- * a 32-bit pair of bf16 and a step adds both products. Tile shapes fill the register file of each instruction set and give at
+ * `b` rows of TILE_DEPTH floats; both were widened to f32 when packed. With pairs (AVX-512 BF16, AMX) an element of a and b is
+ * a 32-bit pair of bf16 and a step adds both products (AMX: gemm_micro_tiles.h, with an order of its own). Tile shapes fill the register file of each instruction set and give at
  * least eight independent chains (two multiply-adds a cycle, four cycles each) whenever there are columns enough.
  */
 #ifndef MOE_GEMM_MICRO_H
 #define MOE_GEMM_MICRO_H
 #include "simd.h"
+#include "tiles.h"
 
 #if defined(__AVX512F__)
 enum { TILE_VECTORS = 4, TILE_DEPTH = 192 };
@@ -33,7 +34,7 @@ MOE_INLINE vf v_pair_fma(vf a, vf b, vf c) {
   return _mm512_dpbf16_ps(c, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
 #else
-#define MOE_PAIRS 0
+#define MOE_PAIRS MOE_TILES
 MOE_INLINE vf v_pair_fma(vf a, vf b, vf c) { return v_fma(a, b, c); }
 #endif
 
@@ -126,7 +127,10 @@ static ptrdiff_t list_ahead(const char **lines, const micro_ahead *aheads, ptrdi
 #define MOE_MICRO_SET(pairs) MOE_MICRO_COLUMNS(1, 8, pairs) MOE_MICRO_COLUMNS(2, 4, pairs)
 #endif
 MOE_MICRO_SET(0)
-#if MOE_PAIRS
+#if MOE_TILES
+#include "gemm_micro_tiles.h"
+#endif
+#if MOE_PAIRS && !MOE_TILES
 MOE_MICRO_SET(1)
 #else
 #define micro_1_1 micro_1_0
@@ -136,6 +140,12 @@ MOE_MICRO_SET(1)
 #endif
 
 static void micro_columns(int vectors, int pairs, float *acc, const float *a, const float *b, ptrdiff_t columns, ptrdiff_t depth, int first, const micro_ahead *ahead) {
+#if MOE_TILES
+  if (pairs) {
+    micro_columns_tiles(vectors, acc, a, b, columns, depth, first, ahead);
+    return;
+  }
+#endif
   switch (vectors) {
     case 1: (pairs ? micro_1_1 : micro_1_0)(acc, a, b, columns, depth, first, ahead); break;
     case 2: (pairs ? micro_2_1 : micro_2_0)(acc, a, b, columns, depth, first, ahead); break;

@@ -41,6 +41,7 @@ static void pack_task(void *argument, ptrdiff_t number, int thread) {
   (void)thread;
   group_operands(plan, g, &i, &j);
   if (g->gemv) {
+    i.pairs = plan->pairs && !MOE_TILES; /* its order is that of tiles, its rows are f32 */
     pack_lines(g->prepared + line * round_up(R, VL), round_up(R, VL), &i, line, lines, 0, R);
     return;
   }
@@ -198,11 +199,18 @@ static void gemv_chunk(const gemm_plan *plan, const gemm_group *g, ptrdiff_t j0,
     gemv_fp8_chunk(job, g, j0, columns, x, ldx);
     return;
   }
-  gemv_function *run = gemv_choose(g->rows, plan->pairs ? GEMV_PAIRS : job->wType == MOE_F32 ? GEMV_F32 : GEMV_BF16);
+  const int tiles = MOE_TILES && plan->pairs;
+  gemv_function *run = gemv_choose(g->rows, tiles ? GEMV_TILES : plan->pairs ? GEMV_PAIRS : job->wType == MOE_F32 ? GEMV_F32 : GEMV_BF16);
   float sums[GEMV_ROWS * VL];
   for (ptrdiff_t j = 0; j < columns; j += VL) {
     const int n = (int)min_size(columns - j, VL);
+#if MOE_TILES
+    const unsigned int control = tiles ? v_denormals_off() : 0;
+#endif
     run(sums, w + j * rowBytes, rowBytes, n, x, ldx);
+#if MOE_TILES
+    if (tiles) v_denormals_as(control);
+#endif
     for (ptrdiff_t m = 0; m < g->rows; m++) gemv_store(job, g, sums + m * VL, m, j0 + j, n);
   }
 }
@@ -314,13 +322,20 @@ static void gemm_chunk(void *argument, ptrdiff_t number, int thread) {
     gemv_chunk(plan, g, b.j0, b.columns);
     return;
   }
+  /* Tiles read and write whole TILE_SIDE of columns. */
   const ptrdiff_t accFloats = round_up(b.lines, PANEL_ROWS) * (b.columns + VL), panelFloats = PANEL_ROWS * TILE_DEPTH;
-  b.acc = moe_thread_scratch(plan->ctx, thread, (size_t)(accFloats + panelFloats + b.columns * TILE_DEPTH) * sizeof(float));
+  b.acc = moe_thread_scratch(plan->ctx, thread, (size_t)(accFloats + panelFloats + round_up(b.columns, TILE_SIDE) * TILE_DEPTH) * sizeof(float));
   b.panel = b.acc + accFloats;
   b.other = b.panel + panelFloats;
   group_operands(plan, g, &b.i, &b.j);
+#if MOE_TILES
+  if (plan->pairs) tiles_configure(TILE_SIDE);
+#endif
   for (ptrdiff_t r = 0; r < g->R; r += step)
     for (ptrdiff_t p = 0; p < b.lines; p += PANEL_ROWS) panel_slice(&b, p, r, step);
+#if MOE_TILES
+  if (plan->pairs) tiles_release();
+#endif
   if (g->R > 0) return;
   __builtin_memset(b.acc, 0, (size_t)accFloats * sizeof(float));
   for (ptrdiff_t p = 0; p < b.lines; p += PANEL_ROWS) write_panel(plan, g, b.acc, b.i0 + p, min_size(b.lines - p, PANEL_ROWS), b.j0, b.columns);

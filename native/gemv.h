@@ -3,13 +3,14 @@
  *
  * Such a product is bound by reading w once, but each output must still be one chain over k ascending, so lanes cannot split
  * k. Instead VL rows of w stream side by side, VL x VL blocks are transposed in registers, and lanes run over n.
- * bf16 is transposed as 32-bit words (two k at a time) and widened afterwards, or (AVX-512 BF16, x also bf16) used in pairs.
+ * bf16 is transposed as 32-bit words (two k at a time) and widened afterwards, or (AVX-512 BF16, x also bf16) used in pairs. In the set `amx`
+ * products of two bf16 have the order of its tiles (tiles.h), so that few rows have the bits of many.
  */
 #ifndef MOE_GEMV_H
 #define MOE_GEMV_H
 #include "gemm_micro.h"
 
-enum { GEMV_F32 = 0, GEMV_BF16 = 1, GEMV_PAIRS = 2 };
+enum { GEMV_F32 = 0, GEMV_BF16 = 1, GEMV_PAIRS = 2, GEMV_TILES = 3 };
 /* Bytes that a row is asked for ahead of its use: of 512, 1024 and 2048, 512 was best with two threads and no worse with one. */
 enum { GEMV_AHEAD = 512 };
 #if defined(__AVX512F__)
@@ -35,6 +36,23 @@ MOE_INLINE void gemv_step(const int M, const int mode, vf *acc, vf w, const floa
   }
 }
 
+/* VL transposed vectors of w (TILE_K of k) in the order of tiles.h: even and odd k apart, from 0, then both to the accumulator. x is f32. */
+MOE_INLINE void gemv_step_tiles(const int M, vf *acc, const vf *w, const float *x, ptrdiff_t ldx) {
+  vf even[8], odd[8];
+  MOE_UNROLL(8)
+  for (int m = 0; m < M; m++) even[m] = odd[m] = v_zero();
+  MOE_UNROLL(16)
+  for (int i = 0; i < VL; i++) {
+    const vf low = v_bf16_low(w[i]), high = v_bf16_high(w[i]);
+    MOE_UNROLL(8)
+    for (int m = 0; m < M; m++) even[m] = v_fma(low, v_set1(x[m * ldx + 2 * i]), even[m]);
+    MOE_UNROLL(8)
+    for (int m = 0; m < M; m++) odd[m] = v_fma(high, v_set1(x[m * ldx + 2 * i + 1]), odd[m]);
+  }
+  MOE_UNROLL(8)
+  for (int m = 0; m < M; m++) acc[m] = v_add(acc[m], v_add(even[m], odd[m]));
+}
+
 /* The ragged parts: fewer than VL rows of w, or fewer than a block's worth of k. */
 MOE_INLINE void gemv_ragged(const int M, const int mode, vf *acc, const char *w, ptrdiff_t stride, int rows, ptrdiff_t bytes, const float *x, ptrdiff_t ldx, ptrdiff_t index) {
   float block[VL][VL];
@@ -43,6 +61,15 @@ MOE_INLINE void gemv_ragged(const int M, const int mode, vf *acc, const char *w,
   for (int i = 0; i < rows; i++) __builtin_memcpy(block[i], w + i * stride, (size_t)bytes);
   for (int i = 0; i < VL; i++) t[i] = v_load(block[i]);
   v_transpose(t);
+  if (mode == GEMV_TILES) {
+    float padded[8][2 * VL];
+    for (int m = 0; m < M; m++) {
+      __builtin_memset(padded[m], 0, sizeof padded[m]);
+      __builtin_memcpy(padded[m], x + m * ldx + 2 * index, (size_t)(bytes / 2) * sizeof(float));
+    }
+    gemv_step_tiles(M, acc, t, padded[0], 2 * VL);
+    return;
+  }
   for (int i = 0; i < VL; i++) v_store(block[i], t[i]);
   for (int i = 0; i < bytes / 4; i++) gemv_step(M, mode, acc, v_load(block[i]), x, ldx, index + i);
   if (bytes % 4 == 0) return;
@@ -76,6 +103,10 @@ MOE_INLINE void gemv_block(const int M, const int mode, float *out, const char *
         }
       }
       v_transpose(t);
+      if (mode == GEMV_TILES) {
+        gemv_step_tiles(M, acc, t, x + 2 * index, ldx);
+        continue;
+      }
       MOE_UNROLL(16)
       for (int i = 0; i < VL; i++) gemv_step(M, mode, acc, t[i], x, ldx, index + i);
     }
@@ -99,7 +130,9 @@ typedef void gemv_function(float *out, const char *w, ptrdiff_t rowBytes, int ro
 #endif
 MOE_GEMV_SET(0)
 MOE_GEMV_SET(1)
-#if MOE_PAIRS
+#if MOE_TILES
+MOE_GEMV_SET(3)
+#elif MOE_PAIRS
 MOE_GEMV_SET(2)
 #endif
 
@@ -107,7 +140,10 @@ MOE_GEMV_SET(2)
 static gemv_function *gemv_choose(ptrdiff_t rows, int mode) {
   static gemv_function *const f32[] = MOE_GEMV_NAMES(0);
   static gemv_function *const bf16[] = MOE_GEMV_NAMES(1);
-#if MOE_PAIRS
+#if MOE_TILES
+  static gemv_function *const tiles[] = MOE_GEMV_NAMES(3);
+  if (mode == GEMV_TILES) return tiles[rows - 1];
+#elif MOE_PAIRS
   static gemv_function *const pairs[] = MOE_GEMV_NAMES(2);
   if (mode == GEMV_PAIRS) return pairs[rows - 1];
 #endif

@@ -4,8 +4,8 @@
  * Legend: M rows, K input features, N output features, E experts; rows offsets[e]..offsets[e + 1] belong to expert e.
  * All matrices are row-major and dense; f32 or bf16 as the type arguments say, sums in f32. Each output is one chain of fused
  * multiply-adds over the reduced index, ascending from 0 (WebAssembly: a product and a sum; AVX-512 BF16 with two bf16 operands: the
- * chain steps over pairs); then the bias, then the old value with `accumulate`, is added, and the result rounded once.
- * FP8 weights (E4M3) are widened as they are read (with bf16 rows, in the set `amx`, to bf16 for its tiles, whose order is in tiles_amx.h). Their scale by tensor [1] or channel [N] multiplies the finished sum; by block
+ * chain steps over pairs; AMX with two bf16 operands: the order of tiles.h); then the bias, then the old value with `accumulate`, is added, and the result rounded once.
+ * FP8 weights (E4M3) are widened as they are read (with bf16 rows, in the set `amx`, to bf16 for its tiles). Their scale by tensor [1] or channel [N] multiplies the finished sum; by block
  * [ceil(N / 128), ceil(K / 128)] the widened weight, rounded to f32.
  */
 #include "gemm_run.h"

@@ -14,6 +14,13 @@ MOE_INLINE void v_store_n(float *p, vf v, int n) { _mm512_mask_storeu_ps(p, v_ma
 MOE_INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
 MOE_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
 MOE_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+/* Denormals count as 0, in operands and results, until the control word that is returned is put back. */
+MOE_INLINE unsigned int v_denormals_off(void) {
+  const unsigned int control = _mm_getcsr();
+  _mm_setcsr(control | 0x8040);
+  return control;
+}
+MOE_INLINE void v_denormals_as(unsigned int control) { _mm_setcsr(control); }
 /* Values of the low and high bf16 of each 32-bit lane. */
 MOE_INLINE vf v_bf16_low(vf v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(v), 16)); }
 MOE_INLINE vf v_bf16_high(vf v) {

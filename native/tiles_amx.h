@@ -5,47 +5,19 @@
  * transposed. Rows of x are packed once as tiles of the right side, pairs of k by up to 16 rows. A product of two tiles costs the same
  * for 1 row of x as for 16, so all numbers of rows go this way, and a row has the same bits among any others.
  *
- * Order of the sum (TDPBF16PS): for each 32 k, two chains of fused multiply-adds from 0, over even and over odd k; their sum is added to the
- * accumulator. Denormals count as 0. Scales (by tensor or channel) multiply the finished sum, as everywhere (linear.c); scales of blocks,
- * which multiply weights, and rows in f32 do not come here. Instructions are written as assembly: gcc 12's intrinsics do not tell the
- * compiler what memory they read.
+ * The order of the sum is in tiles.h. Scales (by tensor or channel) multiply the finished sum, as everywhere (linear.c); scales of blocks,
+ * which multiply weights, and rows in f32 do not come here.
  *
  * Legend: M rows of x, N rows of w, K long. A step is TILE_K of k.
  */
 #ifndef MOE_TILES_AMX_H
 #define MOE_TILES_AMX_H
 #include "fp8.h"
+#include "tiles.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__)
-#define MOE_TILES 1
-#else
-#define MOE_TILES 0
-#endif
-
-enum { TILE_SIDE = 16, TILE_K = 32, TILE_FEW_ROWS = 32, TILE_BLOCK_ROWS = 512, TILE_SLAB = 18 /* steps: a panel of 36 KB stays in the first cache */ };
+enum { TILE_FEW_ROWS = 32, TILE_BLOCK_ROWS = 512, TILE_SLAB = 18 /* steps: a panel of 36 KB stays in the first cache */ };
 
 #if MOE_TILES
-typedef struct {
-  uint8_t palette, start, reserved[14];
-  uint16_t columnBytes[16];
-  uint8_t rows[16];
-} tile_config;
-
-/* Registers 0 to 3: sums [n 16][m width]. 4, 5: weights [n 16][k 32]. 6, 7: rows of x [k / 2 16][m width][2]. */
-static void tiles_configure(int width) {
-  tile_config config = {.palette = 1};
-  for (int t = 0; t < 8; t++) {
-    config.rows[t] = TILE_SIDE;
-    config.columnBytes[t] = (uint16_t)(t == 4 || t == 5 ? 64 : 4 * width);
-  }
-  __asm__ volatile("ldtilecfg %0" : : "m"(config));
-}
-static void tiles_release(void) { __asm__ volatile("tilerelease"); }
-#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
-#define TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((ptrdiff_t)(stride)) : "memory")
-#define TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((ptrdiff_t)(stride)) : "memory")
-#define TILE_DOT(sum, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum : :)
-
 /* Rows of x as tiles of the right side: [K / TILE_K][16][width] pairs of bf16. `rows` of `width`; what lies beyond rows or K is 0. */
 static void tiles_pack(uint32_t *dst, int width, const moe_bf16 *x, ptrdiff_t ld, ptrdiff_t rows, ptrdiff_t K) {
   for (ptrdiff_t k = 0; k < K; k += TILE_K, dst += TILE_SIDE * width) {
