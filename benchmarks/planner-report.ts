@@ -1,6 +1,7 @@
 /** `docs/planner-accuracy.md`: everything in it is computed here, from the scores and the rows. */
 import type { EfficiencyConfig } from "../src/config/cluster.ts";
 import { predictRows, type PreparedRow } from "../src/plan/calibrate.ts";
+import { constantText, percent, table, type ConstantMeanings } from "./planner-format.ts";
 import { partitionGain } from "./planner-gain.ts";
 import { bestBaseline, meansOf, type Score } from "./planner-score.ts";
 import {
@@ -15,11 +16,12 @@ import {
   skywork13b,
   utilizations,
 } from "./planner-skywork.ts";
+import { runtimeSection } from "./planner-runtime-report.ts";
 import { mean, ours, predictorNames, quantile, startCluster } from "./planner-splits.ts";
 
 type Rows = Readonly<Record<"single" | "multi", readonly PreparedRow[]>>;
 
-const meanings: Readonly<Record<keyof EfficiencyConfig, readonly [unit: string, meaning: string]>> = {
+const meanings: ConstantMeanings = {
   gemm: ["share of the peak", "what an endless matrix product reaches, besides tiles that do not fill all units"],
   memory: ["share of the bandwidth", "what element-wise operations, norms, softmax, dropout and the optimizer reach"],
   kernelSeconds: ["s", "a kernel on the device besides its work"],
@@ -31,6 +33,8 @@ const meanings: Readonly<Record<keyof EfficiencyConfig, readonly [unit: string, 
   interLink: ["share of the link", "collectives and messages between nodes"],
   interStepSeconds: ["s", "a step of a ring between nodes besides its bytes"],
   overlap: ["share", "of the exchange of gradients that is hidden"],
+  attention: ["share of a product's speed", "what fused attention's forward pass reaches"],
+  together: ["share of its speed", "what a core keeps while the others of its node compute, too"],
 };
 
 export function accuracyPage(scores: readonly Score[], rows: Rows): string {
@@ -48,15 +52,9 @@ export function accuracyPage(scores: readonly Score[], rows: Rows): string {
     skyworkSparse(),
     reported(),
     gains(),
+    runtimeSection(meanings),
     limits,
   ].join("\n");
-}
-
-function percent(value: number): string {
-  return `${(100 * value).toFixed(1).replace(/^-(0\.0)$/, "$1")}%`;
-}
-function table(head: readonly string[], body: readonly (readonly string[])[]): string {
-  return [head, head.map(() => "---"), ...body].map((cells) => `| ${cells.join(" | ")} |`).join("\n");
 }
 
 function summary(scores: readonly Score[]): string {
@@ -111,17 +109,14 @@ function fitAll(rows: readonly PreparedRow[]): EfficiencyConfig {
 
 function constants(rows: Rows): string {
   const [single, multi] = [fitAll(rows.single), fitAll(rows.multi)];
-  const figure = (key: keyof EfficiencyConfig, { [key]: value }: EfficiencyConfig): string => {
-    if (value === 0) return "0";
-    return key.endsWith("Seconds") ? value.toExponential(1) : value.toFixed(2);
-  };
   const fitted = (key: keyof EfficiencyConfig, efficiency: EfficiencyConfig): string =>
-    efficiency[key] === startCluster.efficiency[key] ? "-" : figure(key, efficiency);
-  const body = (Object.keys(meanings) as (keyof EfficiencyConfig)[]).map((key) => [
+    efficiency[key] === startCluster.efficiency[key] ? "-" : constantText(key, efficiency);
+  const known = (Object.keys(meanings) as (keyof EfficiencyConfig)[]).filter((key) => startCluster.efficiency[key] !== undefined);
+  const body = known.map((key) => [
     `\`${key}\``,
     meanings[key][0],
     meanings[key][1],
-    figure(key, startCluster.efficiency),
+    constantText(key, startCluster.efficiency),
     fitted(key, single),
     fitted(key, multi),
   ]);
@@ -323,8 +318,8 @@ more micro-batches, and a single number for all stages makes the late ones pay f
 
 const limits = `## What this does not say
 
-- Both files are one software on one kind of card: dense models, f16, attention without fusion. Mixtures of experts, fused attention and FP8 were checked against
-  six published rows and one published run only.
+- Both files of A100 are one software on one kind of card: dense models, f16, attention without fusion. Mixtures of experts, fused attention and FP8 were checked against
+  six published rows, one published run and our own trainer on two cores only.
 - Rows at memory's edge run slower (allocator retries); the model knows no such thing.
 - Stragglers, failures and checkpoints are not part of a step.
 `;
