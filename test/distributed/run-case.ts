@@ -108,7 +108,13 @@ export function wholeWeights(tensors: ReadonlyMap<string, WholeTensor>): Map<str
   const weights = [...tensors].filter(([name]) => !/\.(exp_avg|exp_avg_sq|master)$/.test(name));
   return new Map(
     weights.map(([name, tensor]) => {
-      const values = new Float32Array(tensor.shape.reduce((a, b) => a * b, 1));
+      const count = tensor.shape.reduce((a, b) => a * b, 1);
+      if (tensor.dtype === "bf16") {
+        const halves = new Uint16Array(count);
+        tensor.read(new Uint8Array(halves.buffer), 0);
+        return [name, new Float32Array(Uint32Array.from(halves, (half) => half << 16).buffer)];
+      }
+      const values = new Float32Array(count);
       tensor.read(new Uint8Array(values.buffer), 0);
       return [name, values];
     }),
