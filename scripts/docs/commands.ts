@@ -13,7 +13,7 @@ export async function commandsPage(): Promise<string> {
   );
   return `# Command reference
 
-${generatedNote("the program itself (\`src/cli\`)")}
+${generatedNote("the program itself (`src/cli`)")}
 
 \`npx moe <verb>\` where the package is installed, \`npm run moe -- <verb>\` in a clone. Every verb has \`--help\`. Where there is \`--json\`, exactly one JSON object goes to standard
 output; progress and messages go to standard error. An unknown verb or option is an error that names the nearest known one. Exit codes: 0 success, 1 failure, 2 wrong usage.

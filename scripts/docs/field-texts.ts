@@ -75,6 +75,8 @@ export const fieldTexts = {
     "nodes[].numNodes": "Nodes of this kind.",
     "nodes[].device.name": "What reports call the device.",
     "nodes[].device.memoryBytes": "Memory of one device.",
+    "nodes[].device.productTile.rows": "Rows of the outputs.",
+    "nodes[].device.productTile.columns": "Columns of the outputs.",
     "nodes[].device.peakFlops.f32": "Of f32, or of TF32 where the device has it for f32 products.",
     "nodes[].device.peakFlops.bf16": "Of bf16.",
     "nodes[].device.peakFlops.f16": "Of f16.",

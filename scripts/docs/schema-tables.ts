@@ -1,12 +1,31 @@
 /**
- * The fields of a zod schema as Markdown tables, one an object: what a field is called, its type with bounds, its default, its unit, and what it
+ * The fields of a zod schema as Markdown tables, one an object: what a field is called, its type with bounds and unit, its default, and what it
  * is. Types, bounds and defaults come from zod (as JSON schema, of what a file may hold), texts from comments of the sources (`comments.ts`).
  */
 import { z } from "zod";
 import { signatureOf, type SchemaComments } from "./comments.ts";
 import { unitOf } from "./units.ts";
 
-type Json = z.core.JSONSchema.BaseSchema;
+/** What we read of a JSON schema as zod writes it. */
+interface Json {
+  readonly type?: string;
+  readonly const?: unknown;
+  readonly default?: unknown;
+  readonly enum?: readonly unknown[];
+  readonly anyOf?: readonly unknown[];
+  readonly oneOf?: readonly unknown[];
+  readonly properties?: Readonly<Record<string, unknown>>;
+  readonly required?: readonly string[];
+  readonly additionalProperties?: unknown;
+  readonly items?: unknown;
+  readonly minItems?: number;
+  readonly maxItems?: number;
+  readonly minLength?: number;
+  readonly minimum?: number;
+  readonly exclusiveMinimum?: number;
+  readonly maximum?: number;
+  readonly exclusiveMaximum?: number;
+}
 
 export interface PartSchema {
   readonly schema: z.ZodType;
@@ -52,9 +71,10 @@ class Tables {
     const inner: (() => void)[] = [];
     const rows = properties.map(([key, value]) => {
       const at = path === "" ? key : `${path}.${key}`;
-      const type = this.#typeOf(at, value, inner);
+      const unit = unitOf(at);
+      const type = `${this.#typeOf(at, value, inner)}${unit === "" ? "" : ` (${unit})`}`;
       const standard = required.has(key) ? "**required**" : defaultOf(value);
-      return [`\`${at}\``, type, standard, unitOf(at), this.#textOf(at, key, value, comments)];
+      return [`\`${key}\``, type, standard, this.#textOf(at, key, value, comments)];
     });
     const heading = path === "" ? [] : [`### \`${path}\`${variant === "" ? "" : ` with type \`${variant}\``}`];
     const text = path !== "" && variant !== "" && comments.text !== "" ? [escaped(comments.text)] : [];
@@ -89,8 +109,8 @@ class Tables {
     }
     if (value.type !== "object") return simpleType(value);
     if (value.properties !== undefined) return this.#objectOf(at, value, "", inner);
-    const values = value.additionalProperties;
-    if (typeof values !== "object" || Object.keys(values).length === 0) return "object";
+    const values = toObject(value.additionalProperties ?? {});
+    if (Object.keys(values).length === 0) return "object";
     return `object; under each name: ${this.#typeOf(`${at}.<name>`, values, inner)}`;
   }
 
@@ -151,8 +171,6 @@ export function escaped(text: string): string {
 }
 
 function table(rows: readonly (readonly string[])[]): string {
-  const withUnits = rows.some(([, , , unit]) => unit !== "");
-  const cells = (row: readonly string[]): string => `| ${row.filter((_, column) => withUnits || column !== 3).join(" | ")} |`;
-  const head = ["field", "type", "default", "unit", "what"];
-  return [cells(head), cells(head.map(() => "---")), ...rows.map(cells)].join("\n");
+  const head = ["field", "type (unit)", "default", "what"];
+  return [head, head.map(() => "---"), ...rows].map((row) => `| ${row.join(" | ")} |`).join("\n");
 }
