@@ -67,6 +67,8 @@ export const devicePresets: Readonly<Record<string, DeviceConfig>> = {
     memoryBytes: 12 * 2 ** 30,
     memoryBandwidth: 15 * GB,
     numUnits: 1,
+    productTile: { rows: 16, columns: 12 },
+    isHost: true,
   },
 };
 
@@ -106,6 +108,8 @@ export const usualEfficiency: EfficiencyConfig = {
   interLink: 0.75,
   interStepSeconds: 15e-6,
   overlap: 0,
+  attention: 0.72,
+  together: 1,
 };
 
 /** A cluster of nodes with 8 cards each. */
@@ -137,11 +141,12 @@ export const clusterPresets: Readonly<Record<string, ClusterFile>> = {
     inter: "10GbE",
     efficiency: {
       ...usualEfficiency,
-      kernelSeconds: 0,
-      hostSeconds: 1e-6,
-      microBatchSeconds: 0,
+      kernelSeconds: 5e-6,
+      hostSeconds: 0,
       stepSeconds: 1e-3,
       interStepSeconds: 30e-6,
+      attention: 0.5,
+      together: 0.95,
     },
   },
 };

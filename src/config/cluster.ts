@@ -31,6 +31,10 @@ export const deviceSchema = z.strictObject({
   memoryBandwidth: positive,
   /** Units over which the tiles of a matrix product are spread (streaming multiprocessors; cores of a CPU). */
   numUnits: count,
+  /** Outputs that a unit computes at a time in a matrix product, where they are not those of a card (256 x 128 to 64 x 64). */
+  productTile: z.strictObject({ rows: count, columns: count }).optional(),
+  /** The device is a core of the host: it launches, moves bytes and multiplies in turn, so that these times add up. Default: they run beside each other. */
+  isHost: z.boolean().optional(),
   /** Price of one device for an hour, in any currency. */
   pricePerHour: positive.optional(),
 });
@@ -44,7 +48,7 @@ export const linkSchema = z.strictObject({
 });
 
 /**
- * How near to the peaks a program comes: at most a dozen numbers, each with a physical meaning. Those of a preset are a start;
+ * How near to the peaks a program comes: about a dozen numbers, each with a physical meaning. Those of a preset are a start;
  * `moe plan calibrate` fits them to measurements.
  */
 export const efficiencySchema = z.strictObject({
@@ -70,6 +74,10 @@ export const efficiencySchema = z.strictObject({
   interStepSeconds: nonnegative,
   /** Fraction of the data-parallel exchange of gradients that is hidden behind the last micro-batch's backward pass. */
   overlap: z.number().min(0).max(1),
+  /** Fraction of a matrix product's speed that fused attention's forward pass reaches; its backward pass 5/6 of that (FlashAttention-2, arXiv 2307.08691, figure 5). */
+  attention: fraction.default(0.72),
+  /** Fraction of its speed that a device keeps while all others of its node compute, too (cores that share memory and caches). */
+  together: fraction.default(1),
 });
 
 const nodeGroupSchema = z.strictObject({

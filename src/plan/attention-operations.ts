@@ -5,13 +5,12 @@
  * length, D head size, e bytes of an element. Counts of bytes are reads plus writes of each operation as PyTorch programs of Megatron's
  * kind run them; launches beyond one an operation stand for what Python and autograd do there.
  */
-import type { DeviceTiming } from "./device-time.ts";
 import { peakFlops } from "./device-time.ts";
 import type { Pass } from "./pass.ts";
 import type { OperationContext } from "./operations.ts";
 
-/** Fraction of a matrix product's speed that fused attention reaches, forward and backward (FlashAttention-2, arXiv 2307.08691, figure 5). */
-const flashSpeed = { forward: 0.72, backward: 0.6 } as const;
+/** Speed of fused attention's backward pass beside its forward pass (FlashAttention-2, arXiv 2307.08691, figure 5). */
+const backwardSpeed = 5 / 6;
 /** Products of fused attention's backward pass, forwards being 2: scores again, dV, dP, dQ, dK. */
 const flashBackwardProducts = 5;
 /** Megatron's fused softmax takes sequences times heads in fours; otherwise scale, mask, conversions and softmax are kernels of their own. */
@@ -42,13 +41,13 @@ export function attentionForward(pass: Pass, context: OperationContext): void {
 
 /** Attention itself: what selective recomputation runs again. */
 export function attendForward(pass: Pass, context: OperationContext): void {
-  const { workload, sizes, timing, layout } = context;
+  const { workload, sizes, layout } = context;
   const { sequenceLength: S, software } = workload;
   const { headDim: D } = workload.model;
   const { tokens: T, heads, queryColumns: Q, elementBytes: e } = sizes;
   const B = heads * layout.microBatch;
   if (software.attention === "flash") {
-    flash(pass, context, 2, flashSpeed.forward, timing);
+    flash(pass, context, 2, "forward");
     return;
   }
   const scores = B * S * S;
@@ -71,7 +70,7 @@ export function attentionBackward(pass: Pass, context: OperationContext): void {
   pass.memory(3 * e * rowTokens * H);
   if (layout.sequenceParallel) pass.collective("allGather", e * T * H, groups.tp, "tp");
   pass.product({ rows: T, columns: Q, depth: H }, type).product({ rows: H, columns: Q, depth: T }, type);
-  if (software.attention === "flash") flash(pass, context, flashBackwardProducts, flashSpeed.backward, context.timing);
+  if (software.attention === "flash") flash(pass, context, flashBackwardProducts, "backward");
   else {
     const B = heads * layout.microBatch;
     const scores = B * S * S;
@@ -91,10 +90,15 @@ export function attentionBackward(pass: Pass, context: OperationContext): void {
   pass.memory(3 * e * rowTokens * H).memory(2 * e * rowTokens * H);
 }
 
-/** Fused attention: `products` matrix products of D columns a head over the visible keys, at a fraction of a product's speed. */
-function flash(pass: Pass, context: OperationContext, products: number, speed: number, { device, efficiency }: DeviceTiming): void {
-  const { workload, sizes } = context;
-  const flops = 2 * products * sizes.tokens * visibleKeys(context) * sizes.queryColumns;
-  const rate = peakFlops(device, workload.software.computeType) * efficiency.gemm * speed;
-  pass.kernel(flops / rate, flops);
+/** Fused attention: `products` matrix products of D columns a head over the visible keys, in whole blocks of them, at a fraction of a product's speed. */
+function flash(pass: Pass, context: OperationContext, products: number, direction: "forward" | "backward"): void {
+  const { workload, sizes, timing } = context;
+  const { device, efficiency } = timing;
+  const { attentionBlock = 1, computeType } = workload.software;
+  const flopsOfKeys = (keys: number): number => 2 * products * sizes.tokens * keys * sizes.queryColumns;
+  const speed = direction === "forward" ? efficiency.attention : backwardSpeed * efficiency.attention;
+  const visible = visibleKeys(context);
+  // Half of a query's last block is beyond what it sees.
+  const computed = Math.min(workload.sequenceLength, visible + (attentionBlock - 1) / 2);
+  pass.kernel(flopsOfKeys(computed) / (peakFlops(device, computeType) * efficiency.gemm * speed), flopsOfKeys(visible));
 }

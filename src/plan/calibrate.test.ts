@@ -1,7 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { findClusterPreset, type EfficiencyConfig } from "../config/cluster.ts";
 import { fitEfficiency, fittedKeys, meanError, paddedVocabulary, predictRows, prepareRow, type PreparedRow } from "./calibrate.ts";
-import type { Measurement } from "./measurements.ts";
+import { parseMeasurements, type Measurement } from "./measurements.ts";
 import { softwarePresets } from "./software.ts";
 
 const cluster = findClusterPreset("a100-80");
@@ -30,6 +30,11 @@ function rowsOf(efficiency: EfficiencyConfig, nodes: "one" | "several"): Prepare
           topK: 0,
           ep: 1,
           zero: 0,
+          name: "",
+          sequenceParallel: false,
+          stageLayers: null,
+          recomputedLayers: null,
+          bubbleFraction: null,
         } as const;
         rows.push({
           ...sizes,
@@ -87,6 +92,46 @@ describe("calibration", () => {
   test("rows of the same shapes share their layers' cost without changing it", () => {
     const rows = rowsOf(cluster.efficiency, "several");
     expect(predictRows(rows, cluster)).toEqual(rows.map((row) => predictRows([row], cluster)[0]));
+  });
+
+  test("a core that is its own host, its attention and what cores leave each other are found from runs of one and two", () => {
+    const cores = findClusterPreset("cpu");
+    const header =
+      "# GPUs,global batch,micro batch,hidden size,attention heads,# layers,sequence length,ffn size,tensor parallelism,data parallelism,pipeline parallelism,iteration time (ms)";
+    const shapes = [256, 512, 1024].flatMap((hidden) =>
+      [128, 1024].flatMap((length) =>
+        ["1,1,1", "2,1,1", "1,2,1", "1,1,2"].map((degrees) => {
+          const size = degrees.split(",").reduce((product, degree) => product * Number(degree), 1);
+          return `${size},8,2,${hidden},4,4,${length},${4 * hidden},${degrees},1`;
+        }),
+      ),
+    );
+    const empty = parseMeasurements([header, ...shapes].join("\n"), "made").map((row) =>
+      prepareRow(row, softwarePresets["moe.ts"], "none"),
+    );
+    expect(fittedKeys(empty, cores)).toEqual(["gemm", "memory", "kernelSeconds", "intraStepSeconds", "attention", "together"]);
+    const made = { ...cores.efficiency, gemm: 0.7, memory: 0.5, attention: 0.35, together: 0.85 };
+    const seconds = predictRows(empty, { ...cores, efficiency: made });
+    const rows = empty.map((row, i) => ({ ...row, seconds: seconds[i] ?? 0 }));
+    const found = fitEfficiency(rows, { cluster: cores, minimizer: { restarts: 3, iterations: 300 } });
+    expect(meanError(predictRows(rows, { ...cores, efficiency: found }), rows)).toBeLessThan(0.02);
+    expect(found.together).toBeCloseTo(0.85, 1);
+    expect(found.attention).toBeCloseTo(0.35, 1);
+  });
+
+  test("a row says how its layers and their recomputation are spread", () => {
+    const header =
+      "# GPUs,global batch,micro batch,hidden size,attention heads,# layers,sequence length,tensor parallelism,data parallelism,pipeline parallelism,iteration time (ms),stage layers,recomputed layers";
+    const [row] = parseMeasurements(`${header}\n2,8,2,256,4,8,256,1,1,2,100,5+3,1+2`, "made");
+    if (row === undefined) throw new Error("no row");
+    const { stages } = prepareRow(row, software, "full");
+    expect(stages.map(({ firstLayer, numLayers, fullRecompute }) => [firstLayer, numLayers, fullRecompute])).toEqual([
+      [0, 5, 1],
+      [5, 3, 2],
+    ]);
+    expect(prepareRow({ ...row, recomputedLayers: null }, software, "full").stages.map(({ fullRecompute }) => fullRecompute)).toEqual([
+      5, 3,
+    ]);
   });
 
   test("the vocabulary is padded to 128 rows a tensor-parallel rank", () => {

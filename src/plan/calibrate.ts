@@ -17,17 +17,21 @@ import type { ModelShape, PlanLayout, Recompute, Software, StagePlan, Workload }
 
 export type EfficiencyKey = keyof EfficiencyConfig;
 /** Constants that are fractions of a peak. */
-const fractions: ReadonlySet<EfficiencyKey> = new Set(["gemm", "memory", "intraLink", "interLink", "overlap"]);
+const fractions: ReadonlySet<EfficiencyKey> = new Set(["gemm", "memory", "intraLink", "interLink", "overlap", "attention", "together"]);
 /**
  * The constants that rows can tell apart: those of the device and the host; the latency of collectives inside a node where a row has any; the
- * network's share where a row's groups span nodes. Link bandwidths inside a node and the other constants stay what the cluster says, because
- * measured steps hardly depend on them.
+ * network's share where a row's groups span nodes; of cores, fused attention's speed, and what they leave each other where rows show it. Link bandwidths inside a node and the other constants stay what the cluster says, because measured steps hardly depend on them.
  */
 export function fittedKeys(rows: readonly PreparedRow[], { nodes }: ClusterConfig): EfficiencyKey[] {
   const perNode = nodes[0]?.devicesPerNode ?? 1;
-  const keys: EfficiencyKey[] = ["gemm", "memory", "kernelSeconds", "hostSeconds"];
+  const sizes = new Set(rows.map(({ layout: { tp, dp, pp } }) => tp * dp * pp));
+  const isHost = nodes[0]?.device.isHost === true;
+  // What a core spends on launching cannot be told from what an operation takes besides its work.
+  const keys: EfficiencyKey[] = ["gemm", "memory", "kernelSeconds", ...(isHost ? [] : (["hostSeconds"] as const))];
   if (rows.some(({ layout }) => layout.tp > 1)) keys.push("intraStepSeconds");
-  if (rows.some(({ layout: { tp, dp, pp } }) => tp * dp * pp > perNode)) keys.push("interLink");
+  if ([...sizes].some((size) => size > perNode)) keys.push("interLink");
+  if (isHost && rows.some(({ workload }) => workload.software.attention === "flash")) keys.push("attention");
+  if (isHost && sizes.size > 1) keys.push("together");
   return keys;
 }
 /** What a constant on a logarithmic scale starts from where it is 0. */
@@ -77,20 +81,37 @@ export function prepareRow(row: Measurement, software: Software, recompute: Reco
           moe: numExperts === 0 ? null : { ...plainRouting, numExperts, topK, expertFfnSize: ffnSize },
         };
   const choice = row.recompute ?? recompute;
+  const sizes = [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, numExperts, topK, sequenceLength];
+  const layout: PlanLayout = { pp, dp, tp, ep, etp: 1, microBatch, interleave: 1, sequenceParallel: row.sequenceParallel, zero };
   return {
     workload: { model, sequenceLength, batchSequences: row.batchSequences, software },
-    layout: { pp, dp, tp, ep, etp: 1, microBatch, interleave: 1, sequenceParallel: false, zero },
-    stages: evenStages(numLayers, pp, choice),
+    layout,
+    stages: stagesOfRow(row, choice),
     seconds: row.seconds,
-    // Of the data-parallel degree layers know where experts' groups lie.
-    key: [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, numExperts, topK, sequenceLength, tp, ep, microBatch, choice].join(),
+    // Of the data-parallel degree layers know where experts' groups lie, and how many devices of a node compute.
+    key: [...sizes, tp, ep, microBatch, row.sequenceParallel, choice].join(),
   };
+}
+
+/** As even as can be, unless the row says. */
+function stagesOfRow({ numLayers, pp, stageLayers, recomputedLayers }: Measurement, choice: Recompute): StagePlan[] {
+  let firstLayer = 0;
+  return evenStages(numLayers, pp, choice).map((even, s) => {
+    const layers = stageLayers?.[s] ?? even.numLayers;
+    const full = recomputedLayers?.[s] ?? (choice === "full" ? layers : 0);
+    const selective = recomputedLayers === null && choice === "selective" ? layers : 0;
+    const stage = { ...even, firstLayer, numLayers: layers, fullRecompute: full, selectiveRecompute: selective };
+    firstLayer += layers;
+    return stage;
+  });
 }
 
 /** Predicted seconds of each row, in their order. */
 export function predictRows(rows: readonly PreparedRow[], cluster: ClusterConfig): number[] {
   const shared = new Map<string, CachedCosts>();
-  return rows.map(({ workload, layout, stages, key }) => {
+  const alike = cluster.efficiency.together === 1;
+  return rows.map(({ workload, layout, stages, key: sizes }) => {
+    const key = alike ? sizes : `${sizes} ${layout.pp * layout.dp * layout.tp}`;
     const cost = createCostModel({ workload, cluster, layout });
     let costs = shared.get(key);
     if (costs === undefined) shared.set(key, (costs = new CachedCosts(cost)));

@@ -7,7 +7,7 @@ import { createCostModel } from "./cost.ts";
 import { gptShape, shapeOf } from "./shape.ts";
 import { softwarePresets } from "./software.ts";
 import { evenStages, stepTime } from "./step-time.ts";
-import type { CostModel, PlanLayout, StagePlan, Workload } from "./types.ts";
+import type { CostModel, PlanLayout, Software, StagePlan, Workload } from "./types.ts";
 
 const one: PlanLayout = { pp: 1, dp: 1, tp: 1, ep: 1, etp: 1, microBatch: 1, interleave: 1, sequenceParallel: false, zero: 0 };
 const a800 = findClusterPreset("a800");
@@ -144,6 +144,48 @@ describe("cost model", () => {
     expect(selective.recompute.seconds).toBeLessThan(full.recompute.seconds / 2);
     expect(none.activationBytes).toBeGreaterThan(selective.activationBytes);
     expect(selective.activationBytes).toBeGreaterThan(full.activationBytes);
+  });
+
+  test("of our trainer the head's products all run in the forward pass, and products add up gradients themselves", () => {
+    const cpu = findClusterPreset("cpu");
+    const model = shapeOf({
+      ...modelPresets["mixtral-8x7b"],
+      numLayers: 4,
+      hiddenSize: 256,
+      numHeads: 4,
+      numKvHeads: 4,
+      vocabSize: 4096,
+      moe: null,
+    });
+    const of = (software: Software, layout: Partial<PlanLayout> = {}): CostModel =>
+      costOf({ model, sequenceLength: 256, batchSequences: 8, software }, { ...one, ...layout }, cpu);
+    const own = softwarePresets["moe.ts"];
+    const kept: Software = { ...own, logits: "kept", fusedAccumulation: false };
+    const [ours, other] = [of(own), of(kept)];
+    expect(ours.head().backward.flops).toBe(0);
+    expect(ours.head().forward.flops).toBe(other.head().forward.flops + other.head().backward.flops);
+    expect(ours.layer(0, "none").backward.seconds).toBeLessThan(other.layer(0, "none").backward.seconds);
+    expect(ours.layer(0, "none").backward.flops).toBe(other.layer(0, "none").backward.flops);
+    // Blocks of keys cost most where sequences are short.
+    const blocked = (S: number): number => {
+      const workload = { model, sequenceLength: S, batchSequences: 8, software: own };
+      const plain = { ...workload, software: { ...own, attentionBlock: 1 } };
+      const attention = (work: Workload): number => costOf(work, one, cpu).layer(0, "selective").recompute.seconds;
+      return attention(workload) / attention(plain);
+    };
+    expect(blocked(128)).toBeGreaterThan(1.3);
+    expect(blocked(1024)).toBeLessThan(1.1);
+  });
+
+  test("devices that leave each other less than their own speed are slower the more of a node compute", () => {
+    const a100 = findClusterPreset("a100-80");
+    const seconds = (dp: number, together: number): number =>
+      costOf(skyworkMoe, { ...one, dp }, { ...a100, efficiency: { ...a100.efficiency, together } }).layer(0, "none").forward.seconds;
+    expect(seconds(1, 0.5)).toBe(seconds(1, 1));
+    expect(seconds(4, 0.5)).toBeGreaterThan(seconds(2, 0.5));
+    expect(seconds(8, 0.5) / seconds(1, 0.5)).toBeCloseTo(2, 1);
+    // Beyond a node nothing more is shared.
+    expect(seconds(16, 0.5)).toBe(seconds(8, 0.5));
   });
 
   test("a layout that does not fit the batch, the model or the device is refused with the values", () => {

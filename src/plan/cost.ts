@@ -11,7 +11,7 @@
  * cost.layer(0, "full").backward.seconds;
  * ```
  */
-import type { ClusterConfig } from "../config/cluster.ts";
+import type { ClusterConfig, EfficiencyConfig, NodeGroup } from "../config/cluster.ts";
 import { MoeError } from "../util/errors.ts";
 import { embeddingActivationBytes, headActivationBytes, layerActivationBytes } from "./activations.ts";
 import { collectiveSeconds, collectiveSentBytes, linksOf, messageSeconds, placeGroup, type GroupPlacement } from "./collectives.ts";
@@ -44,7 +44,7 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
   const elementBytes = bytesOfType(software.computeType);
   const sizes = rankSizes(workload, layout, elementBytes);
   const links = linksOf(nodes, cluster.inter, efficiency);
-  const timing = { device: nodes.device, efficiency };
+  const timing = { device: nodes.device, efficiency: amongOthers(efficiency, layout, nodes) };
   const place = (size: number, stride: number): GroupPlacement => placeGroup(size, stride, nodes.devicesPerNode);
   const { tp, dp, ep, etp } = layout;
   const groups = { tp: place(tp, 1), etp: place(etp, 1), ep: place(ep, etp), dp: place(dp, tp) };
@@ -80,8 +80,9 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
     const tiedBytes = tied ? exchange * sizes.vocabRows * workload.model.hiddenSize : 0;
     const tiedGroup = place(2, (layout.pp - 1) * dp * tp);
     const owned = layout.zero >= 1 ? shared / dp + experts / replicas.size : shared + experts;
-    // Norm and unscaling read and write gradients twice; the update reads them once and reads and writes master and moments.
-    const optimizerBytes = 5 * software.gradientBytes + (software.computeType === "f32" ? 24 : 24 + elementBytes);
+    // The update reads and writes master and moments.
+    const { gradientPasses = 5 } = software;
+    const optimizerBytes = gradientPasses * software.gradientBytes + (software.computeType === "f32" ? 24 : 24 + elementBytes);
     return {
       gradientSeconds:
         (1 - efficiency.overlap) * (seconds(shared, groups.dp) + seconds(experts, replicas)) +
@@ -124,6 +125,15 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
     stepEnd,
     stepSeconds: efficiency.stepSeconds,
   };
+}
+
+/** The efficiency of a device that shares its node with as many others as the layout needs. */
+function amongOthers(efficiency: EfficiencyConfig, { pp, dp, tp }: PlanLayout, { devicesPerNode }: NodeGroup): EfficiencyConfig {
+  const { together, gemm, memory } = efficiency;
+  const others = Math.min(devicesPerNode, pp * dp * tp) - 1;
+  if (together === 1 || others === 0) return efficiency;
+  const speed = 1 - ((1 - together) * others) / (devicesPerNode - 1);
+  return { ...efficiency, gemm: gemm * speed, memory: memory * speed };
 }
 
 /** Micro-batches of a data-parallel rank. */

@@ -59,6 +59,21 @@ describe("seconds of one operation", () => {
     expect(productSeconds(timing, shape, "f16")).toBeLessThan(oneUnitEach);
   });
 
+  test("a core packs and multiplies in turn, in small tiles", () => {
+    const core = { ...device, numUnits: 1, peakFlops: { f32: 1e11 }, memoryBandwidth: 1e10 };
+    const shape = { rows: 160, columns: 120, depth: 256 };
+    const [flops, bytes] = [2 * 160 * 120 * 256, 4 * (160 * 256 + 256 * 120 + 160 * 120)];
+    const own = { ...core, productTile: { rows: 16, columns: 12 }, isHost: true };
+    const { gemm, memory, kernelSeconds } = efficiency;
+    const added = kernelSeconds + flops / (1e11 * gemm) + bytes / (1e10 * memory);
+    expect(productSeconds({ device: own, efficiency }, shape, "f32")).toBeCloseTo(added, 12);
+    // Cards' tiles are larger than that, and the larger of the two decides.
+    expect(productSeconds({ device: { ...core }, efficiency }, { ...shape, rows: 161 }, "f32")).toBeLessThan(1.5 * added);
+    const more = productSeconds({ device: own, efficiency }, { ...shape, rows: 161 }, "f32");
+    expect(more / added).toBeGreaterThan(1.02);
+    expect(more / added).toBeLessThan(1.15);
+  });
+
   test("what only moves bytes takes its share of the bandwidth and a launch; nothing takes nothing", () => {
     expect(memorySeconds(timing, 1e9)).toBeCloseTo(efficiency.kernelSeconds + 1e9 / (2.039e12 * efficiency.memory), 12);
     expect(memorySeconds(timing, 0)).toBe(0);

@@ -7,6 +7,8 @@
  * and add up partial results in memory. The library is taken to choose the fastest of these. A product that reads and writes more
  * than it computes is bound by memory.
  *
+ * A core of a processor (`isHost`) is one unit with small tiles of its own, and packs its operands itself: bytes add to multiplications.
+ *
  * Not here: the host, which may launch operations more slowly than the device runs them (`pass.ts`).
  */
 import type { ComputeType, DeviceConfig, EfficiencyConfig } from "../config/cluster.ts";
@@ -18,8 +20,8 @@ export interface DeviceTiming {
   readonly efficiency: EfficiencyConfig;
 }
 
-/** Rows, columns and the fraction of the large tile's speed: what the tile's reads from the cache leave. */
-const tiles = [
+/** Rows, columns and the fraction of the large tile's speed: what the tile's reads from the cache leave. Of cards. */
+const cardTiles = [
   [256, 128, 1],
   [128, 256, 1],
   [128, 128, 0.92],
@@ -27,6 +29,7 @@ const tiles = [
   [64, 128, 0.75],
   [64, 64, 0.6],
 ] as const;
+type Tile = readonly [rows: number, columns: number, speed: number];
 /** Parts into which the depth is cut, and the least depth of a part. */
 const depthCuts = [1, 2, 4, 8] as const;
 const leastDepth = 512;
@@ -64,6 +67,8 @@ export function productSeconds(
   if (rows * columns * depth * batch === 0) return 0;
   const perUnit = (peakFlops(device, type) * efficiency.gemm) / device.numUnits;
   const bandwidth = device.memoryBandwidth * efficiency.memory;
+  const { productTile: own } = device;
+  const tiles: readonly Tile[] = own === undefined ? cardTiles : [[own.rows, own.columns, 1]];
   let best = Infinity;
   for (const [tileRows, tileColumns, speed] of tiles) {
     const numTiles = Math.ceil(rows / tileRows) * Math.ceil(columns / tileColumns) * batch;
@@ -77,7 +82,8 @@ export function productSeconds(
     }
   }
   const bytes = bytesOfType(type) * batch * (rows * depth + depth * columns + rows * columns);
-  return efficiency.kernelSeconds + Math.max(best, bytes / bandwidth);
+  const moving = bytes / bandwidth;
+  return efficiency.kernelSeconds + (device.isHost === true ? best + moving : Math.max(best, moving));
 }
 
 /** Seconds of an operation that only moves `bytes` (reads and writes together). */

@@ -12,6 +12,7 @@ describe("measurements", () => {
     const [row] = parseMeasurements(`${header}\n${good}\n`, "m.csv");
     expect(row).toEqual({
       line: 2,
+      name: "",
       numDevices: 8,
       batchSequences: 8,
       microBatch: 2,
@@ -29,12 +30,23 @@ describe("measurements", () => {
       pp: 2,
       ep: 1,
       zero: 0,
+      sequenceParallel: false,
       recompute: null,
+      stageLayers: null,
+      recomputedLayers: null,
       seconds: 0.1606,
+      bubbleFraction: null,
     });
     const more = parseMeasurements(`recompute,vocabulary,kv heads,ffn size,${header}\r\nfull,32000,4,5504,${good}\r\n\r\n`, "m.csv");
     const sparse = parseMeasurements(`experts,top-k,ffn size,expert parallelism,zero,${header}\n8,2,5504,4,1,${good}`, "m.csv");
     expect(sparse).toMatchObject([{ numExperts: 8, topK: 2, ffnSize: 5504, ep: 4, zero: 1 }]);
+    const stages = parseMeasurements(
+      `name,stage layers,recomputed layers,sequence parallel,bubble,${header}\na,12+8,2+0,1,0.25,${good}`,
+      "m.csv",
+    );
+    expect(stages).toMatchObject([
+      { name: "a", stageLayers: [12, 8], recomputedLayers: [2, 0], sequenceParallel: true, bubbleFraction: 0.25 },
+    ]);
     expect(more).toMatchObject([{ recompute: "full", vocabSize: 32_000, numKvHeads: 4, ffnSize: 5504, tp: 4, seconds: 0.1606 }]);
   });
 
@@ -58,6 +70,14 @@ describe("measurements", () => {
       `experts,top-k,ffn size,expert parallelism,${header}\n8,2,1024,3,${good}`,
       /line 2: expert parallelism 3 with 8 experts on data 1 \* tensor 4 parallelism/,
     ],
+    [`stage layers,${header}\n12-8,${good}`, /line 2: stage layers: expected a whole number for each stage, as 5\+3, got "12-8"/],
+    [`stage layers,${header}\n12+9,${good}`, /line 2: stage layers 12\+9 of 20 layers/],
+    [`stage layers,${header}\n20+0,${good}`, /line 2: stage layers 20\+0 of 20 layers/],
+    [`stage layers,${header}\n10+5+5,${good}`, /line 2: stage layers 10\+5\+5 are of 3 stages, pipeline parallelism is 2/],
+    [`recomputed layers,${header}\n0+11,${good}`, /line 2: recomputed layers 0\+11: stage 1 has 10/],
+    [`sequence parallel,${header}\nyes,${good}`, /line 2: sequence parallel: expected 0 or 1, got "yes"/],
+    [`sequence parallel,${header}\n1,8,8,2,2048,16,20,1024,1,4,2,160`, /line 2: sequence parallel with tensor parallelism 1/],
+    [`bubble,${header}\n1,${good}`, /line 2: bubble: expected a share of at least 0 and below 1, got "1"/],
     [`recompute,${header}\nsome,${good}`, /line 2: recompute: expected none, selective, full, got "some"/],
   ])("a file that begins %j is refused with the line and the next step", (text, message) => {
     expect(() => parseMeasurements(text, "m.csv")).toThrow(message);

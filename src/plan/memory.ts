@@ -76,8 +76,10 @@ function workspaceBytes(workload: Workload, stage: StagePlan, sizes: RankSizes, 
   const H = workload.model.hiddenSize;
   let recomputed = 0;
   for (let i = 0; i < stage.numLayers; i++) {
-    if (recomputeOf(stage, i) === "none") continue;
-    recomputed = Math.max(recomputed, layerActivationBytes(workload, stage.firstLayer + i, sizes, layout, "none"));
+    const choice = recomputeOf(stage, i);
+    if (choice === "none") continue;
+    const whole = layerActivationBytes(workload, stage.firstLayer + i, sizes, layout, "none");
+    recomputed = Math.max(recomputed, whole - freedBytes(workload, stage, sizes, layout, choice));
   }
   // Logits in the compute type and in f32 while one becomes the other, forward and backward; a chunk of 1024 rows where they are chunked.
   const logitRows = workload.software.logits === "kept" ? tokens : Math.min(tokens, 1024);
@@ -86,4 +88,14 @@ function workspaceBytes(workload: Workload, stage: StagePlan, sizes: RankSizes, 
   const gradients = e * (2 * rowTokens * H + 2 * tokens * Math.max(sizes.ffnColumns, sizes.queryColumns));
   const messages = layout.pp > 1 ? 2 * e * rowTokens * H : 0;
   return Math.max(recomputed + gradients, head) + messages;
+}
+
+/** What a micro-batch's backward pass has let go when it comes to the last layer that is recomputed so. */
+function freedBytes(workload: Workload, stage: StagePlan, sizes: RankSizes, layout: PlanLayout, choice: "full" | "selective"): number {
+  if (workload.software.freesInBackward !== true) return 0;
+  const { fullRecompute, selectiveRecompute } = stage;
+  let bytes = stage.head ? headActivationBytes(workload, sizes) : 0;
+  for (let i = choice === "full" ? fullRecompute : fullRecompute + selectiveRecompute; i < stage.numLayers; i++)
+    bytes += layerActivationBytes(workload, stage.firstLayer + i, sizes, layout, recomputeOf(stage, i));
+  return bytes;
 }

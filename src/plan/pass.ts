@@ -2,7 +2,8 @@
  * Adds up one pass (forward, backward, recomputation) over a layer from its operations.
  *
  * The device works through its operations one after the other while the host launches the next ones. What takes longer decides:
- * `seconds` is the larger of the device's sum and the host's (`hostSeconds` for each launch). Small layers wait for the host.
+ * `seconds` is the larger of the device's sum and the host's (`hostSeconds` for each launch). Small layers wait for the host. Where the device is
+ * the host's own core, `seconds` is the sum of both.
  */
 import type { ComputeType } from "../config/cluster.ts";
 import { collectiveSeconds, collectiveSentBytes, type Collective, type GroupPlacement, type Links } from "./collectives.ts";
@@ -38,6 +39,12 @@ export class Pass {
     this.#launches += launches;
     return this;
   }
+  /** Bytes that an operation moves besides those it was counted with. */
+  bytes(bytes: number): this {
+    const { device, efficiency } = this.#timing;
+    this.#device += bytes / (device.memoryBandwidth * efficiency.memory);
+    return this;
+  }
   /** An operation whose device time is known; `flops` of it count. */
   kernel(seconds: number, flops: number): this {
     this.#device += this.#timing.efficiency.kernelSeconds + seconds;
@@ -61,8 +68,10 @@ export class Pass {
     return this;
   }
   cost(): PassCost {
+    const { device, efficiency } = this.#timing;
+    const host = this.#launches * efficiency.hostSeconds;
     return {
-      seconds: Math.max(this.#device, this.#launches * this.#timing.efficiency.hostSeconds),
+      seconds: device.isHost === true ? this.#device + host : Math.max(this.#device, host),
       communicationSeconds: this.#communication,
       flops: this.#flops,
       sentBytes: { ...this.#sent },

@@ -27,7 +27,7 @@ export const softwarePresets = {
     exchangeBytes: 2,
     capacityFactor: null,
   },
-  /** Our own trainer in f32. */
+  /** Our own trainer in f32: `src/tensor/ops/cross-entropy.ts` (loss), `native/attention.c` (blocks), `src/optim/adamw.ts` (norm and update read gradients once each). */
   "moe.ts": {
     computeType: "f32",
     headType: "f32",
@@ -37,6 +37,10 @@ export const softwarePresets = {
     gradientBytes: 4,
     exchangeBytes: 4,
     keepsGathered: true,
+    fusedAccumulation: true,
+    gradientPasses: 2,
+    attentionBlock: 64,
+    freesInBackward: true,
     capacityFactor: null,
   },
 } as const satisfies Readonly<Record<string, Software>>;

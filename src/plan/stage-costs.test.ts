@@ -7,7 +7,7 @@ import { createCostModel } from "./cost.ts";
 import { softwarePresets } from "./software.ts";
 import { shapeOf } from "./shape.ts";
 import { StageCosts, type RecomputeCounts } from "./stage-costs.ts";
-import type { CostModel, PlanLayout } from "./types.ts";
+import type { CostModel, PlanLayout, Software } from "./types.ts";
 
 const layout: PlanLayout = { pp: 4, dp: 2, tp: 2, ep: 2, etp: 1, microBatch: 1, interleave: 1, sequenceParallel: true, zero: 1 };
 /** Every second layer has experts, and the later ones a window: four kinds of layers. */
@@ -17,9 +17,10 @@ const mixed: ModelConfig = {
   slidingWindow: { size: 512, firstLayer: 6 },
   moe: { ...plainRouting, numExperts: 8, topK: 2, expertFfnSize: 14_336, layerInterval: 2 },
 };
-function costModel(model: ModelConfig, attention: "flash" | "materialized" = "materialized"): CostModel {
+function costModel(model: ModelConfig, differs: Partial<Software> = {}): CostModel {
+  const software = { ...softwarePresets.megatron, attention: "materialized", ...differs } as const;
   return createCostModel({
-    workload: { model: shapeOf(model), sequenceLength: 2048, batchSequences: 64, software: { ...softwarePresets.megatron, attention } },
+    workload: { model: shapeOf(model), sequenceLength: 2048, batchSequences: 64, software },
     cluster: findClusterPreset("a800"),
     layout,
   });
@@ -28,7 +29,9 @@ function costModel(model: ModelConfig, attention: "flash" | "materialized" = "ma
 const models = {
   mixed: costModel(mixed),
   skywork: costModel(modelPresets["skywork-moe"]),
-  flash: costModel(modelPresets["skywork-13b"], "flash"),
+  flash: costModel(modelPresets["skywork-13b"], { attention: "flash" }),
+  freeing: costModel(modelPresets["skywork-13b"], { freesInBackward: true }),
+  freeingMixed: costModel(mixed, { freesInBackward: true }),
 };
 const anyStage = fc.record({
   name: fc.constantFrom(...(Object.keys(models) as (keyof typeof models)[])),

@@ -120,7 +120,13 @@ export class StageCosts {
   workspaceBytes(first: number, n: number, { full, selective }: RecomputeCounts): number {
     const flags = this.#flags(first, n);
     const of = (choice: Recompute): number => this.#workspace[choice][flags] ?? 0;
-    return Math.max(full > 0 ? of("full") : 0, selective > 0 ? of("selective") : 0, full + selective < n ? of("none") : 0);
+    if (this.model.workload.software.freesInBackward !== true)
+      return Math.max(full > 0 ? of("full") : 0, selective > 0 ? of("selective") : 0, full + selective < n ? of("none") : 0);
+    // What is recomputed takes the place of what the layers behind it have let go.
+    const { kept } = this.#sums;
+    const [a, b, end] = [first + full, first + full + selective, first + n];
+    const [whole, inner] = [between(kept.none, b, end), between(kept.selective, a, b)];
+    return Math.max(of("none"), full > 0 ? of("full") - whole - inner : 0, selective > 0 ? of("selective") - whole : 0);
   }
 
   bytes(first: number, n: number, counts: RecomputeCounts, inFlight: number): number {

@@ -29,7 +29,10 @@ export interface Software {
   readonly computeType: ComputeType;
   /** Type in which logits are computed. */
   readonly headType: ComputeType;
-  /** `kept`: a micro-batch's logits stay in memory in f32 until its backward pass; `chunked`: the loss is computed a chunk of rows at a time. */
+  /**
+   * `kept`: a micro-batch's logits stay in memory in f32 until its backward pass; `chunked`: the loss and its gradients are computed a chunk of rows at
+   * a time, all in the forward pass.
+   */
   readonly logits: "kept" | "chunked";
   /** `materialized`: scores and probabilities lie in memory (before FlashAttention). */
   readonly attention: "materialized" | "flash";
@@ -41,6 +44,17 @@ export interface Software {
   readonly exchangeBytes: 2 | 4;
   /** Under sequence parallelism the gathered input of a product is kept for the backward pass (ours), not gathered again (Megatron's, the default). */
   readonly keepsGathered?: boolean;
+  /** Gradients of weights are added to those of earlier micro-batches by the products that make them (ours), not by operations of their own (the default). */
+  readonly fusedAccumulation?: boolean;
+  /** Times that a gradient is read or written at the end of a step. Default 5: norm and unscaling both ways, the update. */
+  readonly gradientPasses?: number;
+  /** Keys that fused attention takes at a time: a query takes part in whole blocks of them. Default 1. */
+  readonly attentionBlock?: number;
+  /**
+   * Kept activations are let go as the backward pass goes down (ours): when it comes to the recomputed layers, which are a stage's first, those of the
+   * others are free. Default: what is recomputed counts on top of all that is kept, as a margin.
+   */
+  readonly freesInBackward?: boolean;
   /** Tokens an expert takes at most, over the even share; null: dropless (the even share is assumed). */
   readonly capacityFactor: number | null;
 }
