@@ -19,6 +19,9 @@ import {
 import { runtimeSection } from "./planner-runtime-report.ts";
 import { mean, ours, predictorNames, quantile, startCluster } from "./planner-splits.ts";
 
+/** Constants that only clusters of cores fit. */
+const ofCores: ReadonlySet<keyof EfficiencyConfig> = new Set(["attention", "together"]);
+
 type Rows = Readonly<Record<"single" | "multi", readonly PreparedRow[]>>;
 
 const meanings: ConstantMeanings = {
@@ -111,7 +114,7 @@ function constants(rows: Rows): string {
   const [single, multi] = [fitAll(rows.single), fitAll(rows.multi)];
   const fitted = (key: keyof EfficiencyConfig, efficiency: EfficiencyConfig): string =>
     efficiency[key] === startCluster.efficiency[key] ? "-" : constantText(key, efficiency);
-  const known = (Object.keys(meanings) as (keyof EfficiencyConfig)[]).filter((key) => startCluster.efficiency[key] !== undefined);
+  const known = (Object.keys(meanings) as (keyof EfficiencyConfig)[]).filter((key) => !ofCores.has(key));
   const body = known.map((key) => [
     `\`${key}\``,
     meanings[key][0],
