@@ -4,7 +4,7 @@
  * Each thing that cannot be done costs one line of output that says why. Plain JavaScript for any Node from 20 on.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -56,6 +56,21 @@ function dropNodeHeaders() {
   }
 }
 
+/** `npx moe` in a clone: without a program of this name npx would install the clone into its cache, and build it there. */
+function linkCommand() {
+  const programs = join(rootDir, "node_modules", ".bin");
+  if (process.platform === "win32" || !existsSync(join(programs, "node"))) return;
+  const path = join(programs, "moe");
+  const text = `#!/bin/sh\nhere=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd -P)\nexec "$here/node" "$here/../../src/cli/main.ts" "$@"\n`;
+  try {
+    writeFileSync(path, text);
+    chmodSync(path, 0o755);
+  } catch (error) {
+    say(`npx moe is not there in this clone (${error instanceof Error ? error.message : String(error)}); npm run moe -- is`);
+  }
+}
+
 dropNodeHeaders();
+linkCommand();
 buildNative();
 buildTypeScript();

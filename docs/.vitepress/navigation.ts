@@ -124,13 +124,13 @@ export function englishTheme(): DefaultTheme.Config {
 export function chineseTheme(): DefaultTheme.Config {
   return {
     nav: [
-      { text: "最初十分钟", link: "/zh/first-ten-minutes" },
+      { text: "十分钟上手", link: "/zh/first-ten-minutes" },
       { text: "全部文档（英文）", link: "/" },
     ],
     sidebar: [
       group("开始", [
         ["简介", "/zh/"],
-        ["最初十分钟", "/zh/first-ten-minutes"],
+        ["十分钟上手", "/zh/first-ten-minutes"],
       ]),
       group("英文文档", [
         ["平台", "/platforms"],

@@ -55,6 +55,11 @@ test.each([
   ],
   ["a WSD schedule that never decays", { schedule: { name: "wsd" } }, /schedule\.name "wsd" needs schedule\.decaySteps, got 0/],
   [
+    "a schedule that is only simulated",
+    { layout: { pp: 2, schedule: "zeroBubble" } },
+    /layout\.schedule "zeroBubble" .* simulated, not run; use "1f1b"/,
+  ],
+  [
     "a balance group that a micro-batch cuts",
     { microBatchSequences: 4, moe: { balanceGroupSequences: 3 } },
     /moe\.balanceGroupSequences 3 does not divide microBatchSequences 4/,

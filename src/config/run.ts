@@ -118,6 +118,12 @@ export type DataSourceConfig = z.output<typeof dataSource>;
 export function parseRunConfig(value: unknown, what = "run configuration"): RunConfig {
   const config = parseStrict(runSchema, value, what);
   const layout = completeLayout(config.layout, `${what}: layout`);
+  if (layout.schedule === "zeroBubble") {
+    throw new MoeError(
+      "unsupported",
+      `${what}: layout.schedule "zeroBubble" splits the backward pass, which is simulated, not run; use "1f1b" or "interleaved"`,
+    );
+  }
   if (config.batchSequences % layout.dp !== 0) {
     throw new MoeError("configuration", `${what}: layout.dp ${layout.dp} does not divide batchSequences ${config.batchSequences}`);
   }

@@ -9,6 +9,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { brotliCompressSync, constants, gzipSync } from "node:zlib";
 import { MoeError } from "../util/errors.ts";
+import { lockFolder, lockName } from "../util/lock.ts";
 
 export interface PageFile {
   readonly type: string;
@@ -38,7 +39,7 @@ export function packageRoot(): string {
  */
 export function loadPage(root = packageRoot(), onNote: (note: string) => void = () => undefined): ReadonlyMap<string, PageFile> {
   const folder = join(root, "dashboard", "dist");
-  if (isStale(root, folder)) buildPage(root, onNote);
+  if (isStale(root, folder)) buildPageAlone(root, folder, onNote);
   if (!existsSync(join(folder, "index.html")))
     throw new MoeError("resource", `${folder}: expected the built page of the dashboard, got none; npm run build in dashboard/ makes it`);
   const files = new Map<string, PageFile>();
@@ -75,6 +76,26 @@ function isStale(root: string, folder: string): boolean {
   return [...files, join(root, "dashboard", "index.html"), join(root, "dashboard", "package.json")].some(
     (path) => existsSync(path) && statSync(path).mtimeMs > builtAt,
   );
+}
+
+/** Two first uses at once would build into each other: the second waits, and finds what the first has built. */
+function buildPageAlone(root: string, folder: string, onNote: (note: string) => void): void {
+  using _ = waitForLock(join(root, "dashboard"));
+  if (isStale(root, folder)) buildPage(root, onNote);
+}
+
+function waitForLock(folder: string): Disposable {
+  const patience = performance.now() + 300_000;
+  for (let failedWhileFree = 0; ;) {
+    try {
+      return lockFolder(folder, "a page that no process builds");
+    } catch (error) {
+      // Gone between our look at it and now, or a folder that nobody can write to.
+      if (!existsSync(join(folder, lockName))) failedWhileFree++;
+      if (failedWhileFree > 1 || performance.now() > patience) throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 500);
+    }
+  }
 }
 
 function buildPage(root: string, onNote: (note: string) => void): void {

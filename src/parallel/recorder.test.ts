@@ -4,7 +4,7 @@ import { createLocalGroup, openLocalWorld } from "./index.ts";
 import { RecordedCommunicator, Recorder } from "./recorder.ts";
 
 test("a recorder keeps spans only while it is on, with the result of what it ran, also where that throws", () => {
-  const recorder = new Recorder(3);
+  const recorder = new Recorder(3, () => 1000);
   expect(recorder.span({ name: "before", track: "compute" }, () => 1)).toBe(1);
   recorder.isOn = true;
   expect(recorder.span({ name: "forward", track: "compute", args: { stage: 2 } }, () => "result")).toBe("result");
@@ -16,9 +16,9 @@ test("a recorder keeps spans only while it is on, with the result of what it ran
   recorder.isOn = false;
   recorder.span({ name: "after", track: "compute" }, () => 0);
   const spans = recorder.take();
-  expect(spans.map(({ name, rank, track, args }) => [name, rank, track, args])).toEqual([
-    ["forward", 3, "compute", { stage: 2 }],
-    ["fails", 3, "communication", undefined],
+  expect(spans.map(({ name, rank, track, args, liveBytes }) => [name, rank, track, args, liveBytes])).toEqual([
+    ["forward", 3, "compute", { stage: 2 }, 1000],
+    ["fails", 3, "communication", undefined, undefined],
   ]);
   for (const { durationUs } of spans) expect(durationUs).toBeGreaterThanOrEqual(0);
   expect(recorder.take()).toEqual([]);

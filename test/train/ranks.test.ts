@@ -135,6 +135,10 @@ describe("a run over a pipeline", () => {
       expect(names.filter((name) => name.startsWith("recv"))).toHaveLength(4);
       expect(names.filter((name) => name.startsWith("send"))).toHaveLength(4);
       expect(names).toContain("optimizer");
+      // What is alive on each rank, after everything that it computed.
+      const memory = traceEvents.filter(({ ph, name, pid }) => ph === "C" && name === "memory" && pid === 1);
+      expect(memory).toHaveLength(traceEvents.filter(({ ph, cat, pid }) => ph === "X" && cat === "compute" && pid === 1).length);
+      for (const { args } of memory) expect((args as { bytes: number }).bytes).toBeGreaterThan(0);
       for (const event of traceEvents.filter(({ ph }) => ph === "X")) expect(Number(event["ts"])).toBeGreaterThanOrEqual(0);
     },
     patience,

@@ -128,7 +128,7 @@ Operand bytes a token of one layer with its share of embedding and head, activat
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 ${shapes.map(winsRow).join("\n")}
 
-* **EDP** without sequence parallelism exchanges nothing: the experts' sum is the one that tensor parallelism makes anyway, and a rank holds 1/tp of the experts. With EDP and TP alone, traffic does not grow with top-k.
+* **EDP** without sequence parallelism exchanges nothing: the experts' sum is the one that tensor parallelism makes anyway, and a rank holds 1/tp of the experts. With EDP and TP alone, traffic hardly grows with top-k: by the gradient of the combine weights, four bytes a token and choice.
 * **EP** spreads experts over dp x tp ranks: their gradients and optimizer need no sum over replicas (edp is 0 above), which pays where experts outweigh activations: many experts, few tokens.
 * **ETP** sends each row to all ranks that hold a part of its expert: the exchange grows with tp. It is for experts that are too large for a rank.
 * **TP** moves what EDP moves, and its products are narrower; it balances load perfectly, which EDP does not.
