@@ -14,7 +14,7 @@ import { Random } from "../src/util/random.ts";
 import type { RanksJob, RanksReply } from "./ranks.ts";
 
 await runRank(async ({ engine, communicator, data, emit }) => {
-  const { shape, layout: layoutInput, precision, microBatchSequences } = data as RanksJob;
+  const { shape, layout: layoutInput, precision, microBatchSequences, forcedBalance = false } = data as RanksJob;
   const folder = mkdtempSync(join(tmpdir(), "moe-bench-ranks-"));
   const path = join(folder, "tokens");
   const random = new Random(1);
@@ -32,6 +32,7 @@ await runRank(async ({ engine, communicator, data, emit }) => {
     precision,
     optimizer: { learningRate: 1e-4, clipNorm: 1 },
     layout: layoutInput,
+    ...(forcedBalance ? { moe: { forcedBalance } } : {}),
   });
   const layout = layoutOf(config);
   const model = fromHuggingFaceConfig(shape.config);

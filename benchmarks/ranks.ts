@@ -1,7 +1,8 @@
 /**
  * What ranks cost, over one rank with the same threads and the same global batch:
  *   ranks.dp, ranks.tp  two ranks of one thread, the engine's model of 32 million parameters, against one rank of two threads
- *   ranks.edp           the same of the model with experts (theme moe), whole experts on each rank
+ *   ranks.edp           the same of the model with experts (theme moe), whole experts on each rank; a rank waits for the one whose experts were
+ *                       chosen more often, so `.balanced` has moe.forcedBalance on both sides and shows what the ranks themselves cost
  *   ddp                 two data-parallel ranks of one thread against PyTorch DistributedDataParallel over gloo, two processes of one thread
  *   zero.memory         bytes of a rank between steps under EDP and ZeRO-1, over those of the formula (`src/train/parallel/memory.ts`)
  *   overlap.alltoall    share of the exchange of tokens that is left to wait for over an emulated link (recipes/lab/edp/overlap.ts)
@@ -27,6 +28,7 @@ export interface RanksJob {
   readonly layout: LayoutInput;
   readonly precision: Precision;
   readonly microBatchSequences: number;
+  readonly forcedBalance?: boolean;
 }
 export interface RanksReply {
   readonly seconds: number;
@@ -77,25 +79,28 @@ interface RanksRow {
   readonly shape: TrainShape;
   readonly layout: LayoutInput;
   readonly precision: Precision;
+  readonly forcedBalance?: boolean;
 }
 const rows: readonly RanksRow[] = [
   { name: "ranks.dp", shape: trainShape, layout: { dp: 2 }, precision: "f32" },
   { name: "ranks.tp", shape: trainShape, layout: { tp: 2 }, precision: "f32" },
   { name: "ranks.edp", shape: moeShape, layout: { tp: 2, strategy: "EDP" }, precision: "f32" },
+  { name: "ranks.edp.balanced", shape: moeShape, layout: { tp: 2, strategy: "EDP" }, precision: "f32", forcedBalance: true },
 ];
 
 export async function* ranksRows(context: Context): AsyncGenerator<Row> {
   const names = wanted(context, [...rows.map(({ name }) => name), "ddp", "zero.memory", "overlap.alltoall"]);
   const effort = { samples: Math.min(5, context.effort.samples), warmups: 1 };
-  for (const { name, shape, layout, precision } of rows) {
+  for (const { name, shape, layout, precision, forcedBalance = false } of rows) {
     if (!names.includes(name)) continue;
     context.log(`${name}: two ranks and one`);
-    const job = { shape, precision, microBatchSequences: shape.batch / 2 };
+    const job = { shape, precision, microBatchSequences: shape.batch / 2, forcedBalance };
     const two = new Steppers(2, 1, { ...job, layout });
     const one = new Steppers(1, 2, { ...job, layout: {} });
     const [ours = [], rival = []] = await interleave([two.side, one.side], effort);
     await Promise.all([two.end(), one.end()]);
-    yield { name, ours, rival, unit: "tokens/s", bar: ranksBar, note: "2 ranks of 1 thread; rival: 1 rank of 2 threads" };
+    const note = `2 ranks of 1 thread; rival: 1 rank of 2 threads${forcedBalance ? "; moe.forcedBalance on both sides" : ""}`;
+    yield { name, ours, rival, unit: "tokens/s", bar: ranksBar, note };
   }
   if (names.includes("ddp")) yield await ddpRow(effort);
   if (names.includes("zero.memory")) yield await memoryRow();

@@ -11,7 +11,7 @@ import { Random } from "../../../src/util/random.ts";
 
 export const numLayers = 8;
 export const sequenceLength = 256;
-const vocabSize = 8192;
+const vocabSize = 10_240;
 
 export function labModel(): ModelConfig {
   return fromHuggingFaceConfig(

@@ -150,7 +150,7 @@ const memory = await measureMemory(8);
 const lines = [
   "# Pipelines whose stages are not equal",
   "",
-  "Written by `node recipes/lab/pipeline/run.ts`. Eight layers of width 256, 256 tokens a micro-batch, 16 micro-batches, 1F1B, f32, a vocabulary of 8192.",
+  "Written by `node recipes/lab/pipeline/run.ts`. Eight layers of width 256, 256 tokens a micro-batch, 16 micro-batches, 1F1B, f32, a vocabulary of 10240.",
   "",
   "## Times of the parts: one rank, one thread, medians",
   "",
