@@ -27,7 +27,10 @@ export async function* pipelineRows(context: Context): AsyncGenerator<Row> {
   const two = await LabSession.start(2, 1, [even, uneven, long]);
   try {
     if (names.includes("pipeline.uneven")) {
-      const [rival = [], ours = []] = await interleave([sideOf(two, 0, 16), sideOf(two, 1, 16)], { ...context.effort, samples: 2 * context.effort.samples });
+      const [rival = [], ours = []] = await interleave([sideOf(two, 0, 16), sideOf(two, 1, 16)], {
+        ...context.effort,
+        samples: 2 * context.effort.samples,
+      });
       const note = `layers [${layers[16].join(", ")}] against [4, 4]`;
       yield { name: "pipeline.uneven", ours, rival, unit: "tokens/s", bar: unevenBar, note };
     }

@@ -50,7 +50,8 @@ test.each(cases.slice(1).map(({ name }, i) => [name, i + 1] as const))("%s train
   const [alone, got] = [outcomes[0], outcomes[i]];
   if (alone === null || alone === undefined || got === null || got === undefined) throw new Error("the case did not run");
   expect(alone.losses.at(-1)).toBeLessThan(alone.losses[0] ?? 0);
-  for (const [step, loss] of got.losses.entries()) expect(Math.abs(loss / (alone.losses[step] ?? 0) - 1), `step ${step + 1}`).toBeLessThan(0.01);
+  for (const [step, loss] of got.losses.entries())
+    expect(Math.abs(loss / (alone.losses[step] ?? 0) - 1), `step ${step + 1}`).toBeLessThan(0.01);
   expect([...got.weights.keys()].toSorted()).toEqual([...alone.weights.keys()].toSorted());
   expect(distance(got, alone)).toBeLessThan(0.05);
   expect(got.stateError).toEqual(got.stateError.map(() => 0));
