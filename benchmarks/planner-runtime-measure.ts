@@ -1,10 +1,10 @@
 /**
  * Measures the cases of rows `planner.runtime`: ranks of one thread, of one and of two ranks, sleep while they are not asked for a step. Cases take turns;
- * each turn is two steps, of which the second counts: the first finds the caches full of another case. Medians. The result is a CSV file of the
- * columns that `moe plan calibrate` reads.
+ * each turn is two steps, of which the second counts: the first finds the caches full of another case. A step during which other programs (or other
+ * guests of the host) took the processor is taken again, up to three times. Medians. The result is a CSV file of the columns that `moe plan calibrate` reads.
  */
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { layoutOf } from "../src/config/run.ts";
 import { TokenFileWriter } from "../src/data/index.ts";
@@ -85,27 +85,61 @@ export async function measureCases({ effort, log }: Pick<Context, "effort" | "lo
     const groups = sizes.map((size) => runtimeCases.filter((one) => numRanksOf(one) === size));
     for (const [i, cases] of groups.entries()) steppers.push(await Steppers.start(sizes[i] ?? 1, { cases, tokens }));
     const taken = new Map(runtimeCases.map((one) => [one, { seconds: [] as number[], bubbles: [] as number[] }]));
+    let numDisturbed = 0;
     for (let round = -1; round < effort.samples; round++) {
       log(`planner.runtime: ${round < 0 ? "warm-up" : `round ${round + 1} of ${effort.samples}`}`);
       for (const [i, cases] of groups.entries()) {
         for (const [index, one] of cases.entries()) {
-          await steppers[i]?.step(index);
-          const replies = (await steppers[i]?.step(index)) ?? [];
+          const stepper = steppers[i];
+          if (stepper === undefined) continue;
+          await stepper.step(index);
+          const { replies, disturbed } = await undisturbed(() => stepper.step(index));
           if (round < 0) continue;
+          if (disturbed) numDisturbed++;
           const into = taken.get(one);
           into?.seconds.push(Math.max(...replies.map(({ seconds }) => seconds)));
           into?.bubbles.push(bubbleOfSpans(replies.flatMap(({ spans }) => spans)));
         }
       }
     }
+    log(`planner.runtime: other programs took part in ${numDisturbed} of ${effort.samples * runtimeCases.length} steps`);
     return runtimeCases.map((one) => {
       const { seconds = [], bubbles = [] } = taken.get(one) ?? {};
+      const [least, middle, most] = [Math.min(...seconds), median(seconds), Math.max(...seconds)].map((value) => (1000 * value).toFixed(0));
+      log(`planner.runtime: ${one.name} ${middle} ms (${least} to ${most})`);
       return { seconds: median(seconds), bubbleFraction: (one.layout.pp ?? 1) > 1 ? median(bubbles) : null };
     });
   } finally {
     await Promise.all(steppers.map((one) => one.end()));
     rmSync(folder, { recursive: true, force: true });
   }
+}
+
+/** Of the time of all processors, what others may take during a step. */
+const disturbance = 0.03;
+const mostAttempts = 4;
+
+/** The first of a few attempts during which nobody else computed, or the last. */
+async function undisturbed(step: () => Promise<RuntimeReply[]>): Promise<{ replies: RuntimeReply[]; disturbed: boolean }> {
+  for (let attempt = 1; ; attempt++) {
+    const [before, own, started] = [busySeconds(), process.cpuUsage(), performance.now()];
+    const replies = await step();
+    const { user, system } = process.cpuUsage(own);
+    const others = busySeconds() - before - (user + system) / 1e6;
+    const disturbed = others > (disturbance * availableParallelism() * (performance.now() - started)) / 1000;
+    if (!disturbed || attempt === mostAttempts) return { replies, disturbed };
+  }
+}
+
+/** Seconds that the machine's processors were not idle, stolen ones included; 0 where the system does not say. */
+function busySeconds(): number {
+  if (process.platform !== "linux") return 0;
+  // user nice system idle iowait irq softirq steal, in hundredths of a second.
+  const [user = 0, nice = 0, system = 0, , , irq = 0, softirq = 0, steal = 0] = (readFileSync("/proc/stat", "utf8").split("\n")[0] ?? "")
+    .split(/\s+/)
+    .slice(1)
+    .map(Number);
+  return (user + nice + system + irq + softirq + steal) / 100;
 }
 
 function writeTokens(path: string): void {

@@ -65,7 +65,8 @@ export const devicePresets: Readonly<Record<string, DeviceConfig>> = {
     name: "CPU",
     peakFlops: { f32: 0.174 * T, bf16: 0.174 * T },
     memoryBytes: 12 * 2 ** 30,
-    memoryBandwidth: 15 * GB,
+    // What a core moves to and from its caches and memory together: most of a step's bytes are in a cache.
+    memoryBandwidth: 30 * GB,
     numUnits: 1,
     productTile: { rows: 16, columns: 12 },
     isHost: true,
@@ -141,11 +142,13 @@ export const clusterPresets: Readonly<Record<string, ClusterFile>> = {
     inter: "10GbE",
     efficiency: {
       ...usualEfficiency,
+      // Packing is counted apart.
+      gemm: 0.95,
       kernelSeconds: 5e-6,
       hostSeconds: 0,
       stepSeconds: 1e-3,
       interStepSeconds: 30e-6,
-      attention: 0.5,
+      attention: 0.75,
       together: 0.95,
     },
   },

@@ -74,7 +74,7 @@ export const efficiencySchema = z.strictObject({
   interStepSeconds: nonnegative,
   /** Fraction of the data-parallel exchange of gradients that is hidden behind the last micro-batch's backward pass. */
   overlap: z.number().min(0).max(1),
-  /** Fraction of a matrix product's speed that fused attention's forward pass reaches; its backward pass 5/6 of that (FlashAttention-2, arXiv 2307.08691, figure 5). */
+  /** Fraction of a matrix product's speed that fused attention's forward pass reaches (FlashAttention-2, arXiv 2307.08691, figure 5). */
   attention: fraction.default(0.72),
   /** Fraction of its speed that a device keeps while all others of its node compute, too (cores that share memory and caches). */
   together: fraction.default(1),

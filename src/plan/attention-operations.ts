@@ -9,8 +9,6 @@ import { peakFlops } from "./device-time.ts";
 import type { Pass } from "./pass.ts";
 import type { OperationContext } from "./operations.ts";
 
-/** Speed of fused attention's backward pass beside its forward pass (FlashAttention-2, arXiv 2307.08691, figure 5). */
-const backwardSpeed = 5 / 6;
 /** Products of fused attention's backward pass, forwards being 2: scores again, dV, dP, dQ, dK. */
 const flashBackwardProducts = 5;
 /** Megatron's fused softmax takes sequences times heads in fours; otherwise scale, mask, conversions and softmax are kernels of their own. */
@@ -94,9 +92,9 @@ export function attentionBackward(pass: Pass, context: OperationContext): void {
 function flash(pass: Pass, context: OperationContext, products: number, direction: "forward" | "backward"): void {
   const { workload, sizes, timing } = context;
   const { device, efficiency } = timing;
-  const { attentionBlock = 1, computeType } = workload.software;
+  const { attentionBlock = 1, attentionBackward = 5 / 6, computeType } = workload.software;
   const flopsOfKeys = (keys: number): number => 2 * products * sizes.tokens * keys * sizes.queryColumns;
-  const speed = direction === "forward" ? efficiency.attention : backwardSpeed * efficiency.attention;
+  const speed = direction === "forward" ? efficiency.attention : attentionBackward * efficiency.attention;
   const visible = visibleKeys(context);
   // Half of a query's last block is beyond what it sees.
   const computed = Math.min(workload.sequenceLength, visible + (attentionBlock - 1) / 2);

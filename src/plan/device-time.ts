@@ -7,7 +7,8 @@
  * and add up partial results in memory. The library is taken to choose the fastest of these. A product that reads and writes more
  * than it computes is bound by memory.
  *
- * A core of a processor (`isHost`) is one unit with small tiles of its own, and packs its operands itself: bytes add to multiplications.
+ * A core of a processor (`isHost`) is one unit with small tiles of its own, and packs its operands itself: bytes add to multiplications. What it
+ * writes counts twice, because a line of its cache is read before it is changed.
  *
  * Not here: the host, which may launch operations more slowly than the device runs them (`pass.ts`).
  */
@@ -81,9 +82,10 @@ export function productSeconds(
       best = Math.min(best, multiply + partial);
     }
   }
-  const bytes = bytesOfType(type) * batch * (rows * depth + depth * columns + rows * columns);
+  const isHost = device.isHost === true;
+  const bytes = bytesOfType(type) * batch * (rows * depth + depth * columns + (isHost ? 2 : 1) * rows * columns);
   const moving = bytes / bandwidth;
-  return efficiency.kernelSeconds + (device.isHost === true ? best + moving : Math.max(best, moving));
+  return efficiency.kernelSeconds + (isHost ? best + moving : Math.max(best, moving));
 }
 
 /** Seconds of an operation that only moves `bytes` (reads and writes together). */

@@ -93,6 +93,7 @@ function expertsForward(pass: Pass, context: OperationContext, experts: ExpertSi
   const { tokens: T, rowTokens, elementBytes: e } = sizes;
   route(pass, context, 1);
   sharedExpert(pass, context, networkForward);
+  tellCounts(pass, context);
   exchange(pass, context, experts);
   // Rows are gathered by expert and summed by weight.
   const rows = experts.experts * experts.rowsPerExpert;
@@ -137,6 +138,12 @@ function sharedExpert(pass: Pass, context: OperationContext, network: typeof net
   network(pass, context, { experts: 1, columns: largestShare(shared.ffnSize, context.layout.tp), rowsPerExpert: context.sizes.tokens });
 }
 
+/** How many rows go where: ranks of a tensor-parallel group know each other's choices. */
+function tellCounts(pass: Pass, { workload, layout, groups }: OperationContext): void {
+  if (workload.software.sortsArrived !== true || !exchangesTokens(layout) || layout.ep <= layout.tp) return;
+  pass.collective("allGather", 4 * (workload.model.moe?.numExperts ?? 0) * layout.ep, groups.ep, "ep");
+}
+
 /** Tokens to their experts, or results back. */
 function exchange(
   pass: Pass,
@@ -145,6 +152,7 @@ function exchange(
 ): void {
   if (!exchangesTokens(layout)) return;
   const rowBytes = sizes.elementBytes * workload.model.hiddenSize;
+  if (workload.software.sortsArrived === true) pass.memory(2 * experts * rowsPerExpert * rowBytes);
   pass.collective("allToAll", sentRows * rowBytes * layout.ep, groups.ep, "ep");
   // Over etp every rank needs all rows of the group's experts.
   if (layout.etp > 1) pass.collective("allGather", experts * rowsPerExpert * rowBytes, groups.etp, "ep");

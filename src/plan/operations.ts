@@ -47,13 +47,12 @@ function start({ timing, links }: OperationContext): Pass {
   return new Pass(timing, links);
 }
 /**
- * Adds gradients of `parameters` weights to those of earlier micro-batches: one read, the sum read and written. Where products do that, what they
- * write is read besides.
+ * Adds gradients of `parameters` weights to those of earlier micro-batches: one read, the sum read and written. Where products do that, it is in what
+ * they write.
  */
 function accumulate(pass: Pass, { workload, sizes }: OperationContext, parameters: number, launches: number): void {
   const { fusedAccumulation = false, gradientBytes } = workload.software;
-  if (fusedAccumulation) pass.bytes(gradientBytes * parameters);
-  else pass.memory((sizes.elementBytes + 2 * workload.software.gradientBytes) * parameters, launches);
+  if (!fusedAccumulation) pass.memory((sizes.elementBytes + 2 * gradientBytes) * parameters, launches);
 }
 
 export function layerPasses(context: OperationContext, recompute: Recompute): Passes {

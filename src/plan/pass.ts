@@ -39,12 +39,6 @@ export class Pass {
     this.#launches += launches;
     return this;
   }
-  /** Bytes that an operation moves besides those it was counted with. */
-  bytes(bytes: number): this {
-    const { device, efficiency } = this.#timing;
-    this.#device += bytes / (device.memoryBandwidth * efficiency.memory);
-    return this;
-  }
   /** An operation whose device time is known; `flops` of it count. */
   kernel(seconds: number, flops: number): this {
     this.#device += this.#timing.efficiency.kernelSeconds + seconds;

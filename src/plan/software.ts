@@ -27,7 +27,7 @@ export const softwarePresets = {
     exchangeBytes: 2,
     capacityFactor: null,
   },
-  /** Our own trainer in f32: `src/tensor/ops/cross-entropy.ts` (loss), `native/attention.c` (blocks), `src/optim/adamw.ts` (norm and update read gradients once each). */
+  /** Our own trainer in f32: `src/tensor/ops/cross-entropy.ts` (loss), `native/attention.c` (blocks), `src/nn/moe/exchange.ts` (rows), `src/optim/adamw.ts` (norm and update read gradients once each). */
   "moe.ts": {
     computeType: "f32",
     headType: "f32",
@@ -40,6 +40,8 @@ export const softwarePresets = {
     fusedAccumulation: true,
     gradientPasses: 2,
     attentionBlock: 64,
+    attentionBackward: 1,
+    sortsArrived: true,
     freesInBackward: true,
     capacityFactor: null,
   },

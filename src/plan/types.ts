@@ -50,6 +50,13 @@ export interface Software {
   readonly gradientPasses?: number;
   /** Keys that fused attention takes at a time: a query takes part in whole blocks of them. Default 1. */
   readonly attentionBlock?: number;
+  /** Speed of fused attention's backward pass beside its forward pass. Default 5/6, as on cards (FlashAttention-2, arXiv 2307.08691, figure 5). */
+  readonly attentionBackward?: number;
+  /**
+   * Ranks tell each other how many rows they send before tokens travel, and rows that came are copied into the order of their experts, results back into
+   * that of the ranks (ours). Default: neither is counted.
+   */
+  readonly sortsArrived?: boolean;
   /**
    * Kept activations are let go as the backward pass goes down (ours): when it comes to the recomputed layers, which are a stage's first, those of the
    * others are free. Default: what is recomputed counts on top of all that is kept, as a margin.
