@@ -20,7 +20,7 @@ const listed: Readonly<Record<string, readonly (readonly [string, string])[]>> =
   ],
   pull: [
     ["moe pull HuggingFaceTB/SmolLM2-135M-Instruct --out pulled", "a model from the Hub; HF_ENDPOINT names another"],
-    ["moe pull HuggingFaceTB/SmolLM2-135M-Instruct --file config.json --out config-only", "one file of it"],
+    ["moe pull HuggingFaceTB/SmolLM2-135M-Instruct --revision main --out newest", "of a branch, a tag or a commit"],
   ],
   inspect: [
     ["moe inspect SmolLM2-135M", "parameters, bytes, tensors"],
