@@ -8,6 +8,7 @@ import { chromiumNote, chromiumPath, launchChromium } from "./chromium.ts";
 /** What code that runs in the page has (the page forbids `eval`, so that it has to be functions). */
 interface InPage {
   lengths: Set<number>;
+  pressed: boolean;
   readonly document: {
     readonly body: unknown;
     querySelector(selector: string): { readonly textContent: string; removeAttribute(name: string): void; click(): void } | null;
@@ -110,16 +111,21 @@ describe.skipIf(chromiumPath === null)(`the chat page in Chromium${chromiumNote}
     { timeout: 60_000 },
     async () => {
       const page = await open();
-      await say(page, "Tell me all", 480);
-      // Seen and pressed within the page: a fast server is done before a second message from here arrives.
-      await page.waitForFunction(() => {
-        const { document } = globalThis as unknown as InPage;
-        const [answer, button] = [document.querySelector("article.assistant"), document.querySelector("#send")];
-        if ((answer?.textContent ?? "").length <= 3 || button?.textContent !== "Stop") return false;
-        button.click();
-        return true;
+      // Seen and pressed within the page: a fast server is done before a message from here arrives.
+      await page.evaluate(() => {
+        const here = globalThis as unknown as InPage;
+        here.pressed = false;
+        const press = (): void => {
+          const [answer, button] = [here.document.querySelector("article.assistant"), here.document.querySelector("#send")];
+          if (here.pressed || (answer?.textContent ?? "").length <= 3 || button?.textContent !== "Stop") return;
+          here.pressed = true;
+          button.click();
+        };
+        new here.MutationObserver(press).observe(here.document.body, { childList: true, subtree: true, characterData: true });
       });
+      await say(page, "Tell me all", 480);
       await isDone(page);
+      expect(await page.evaluate(() => (globalThis as unknown as InPage).pressed)).toBe(true);
       const kept = (await page.textContent("article.assistant")) ?? "";
       expect(kept.length).toBeGreaterThan(3);
       await expect.poll(() => server.engine.stats.running).toBe(0);
