@@ -93,7 +93,7 @@ function expertsForward(pass: Pass, context: OperationContext, experts: ExpertSi
   const { tokens: T, rowTokens, elementBytes: e } = sizes;
   route(pass, context, 1);
   sharedExpert(pass, context, networkForward);
-  tellCounts(pass, context);
+  planExchange(pass, context, experts);
   exchange(pass, context, experts);
   // Rows are gathered by expert and summed by weight.
   const rows = experts.experts * experts.rowsPerExpert;
@@ -138,10 +138,13 @@ function sharedExpert(pass: Pass, context: OperationContext, network: typeof net
   network(pass, context, { experts: 1, columns: largestShare(shared.ffnSize, context.layout.tp), rowsPerExpert: context.sizes.tokens });
 }
 
-/** How many rows go where: ranks of a tensor-parallel group know each other's choices. */
-function tellCounts(pass: Pass, { workload, layout, groups }: OperationContext): void {
-  if (workload.software.sortsArrived !== true || !exchangesTokens(layout) || layout.ep <= layout.tp) return;
-  pass.collective("allGather", 4 * (workload.model.moe?.numExperts ?? 0) * layout.ep, groups.ep, "ep");
+/** Which rows go where, and how many: ranks of a tensor-parallel group know each other's choices. */
+function planExchange(pass: Pass, { workload, layout, groups }: OperationContext, { sentRows }: ExpertSizes): void {
+  const { sortsArrived = false, hostSecondsPerRow = 0 } = workload.software;
+  if (!exchangesTokens(layout)) return;
+  if (hostSecondsPerRow > 0) pass.kernel(hostSecondsPerRow * sentRows, 0);
+  if (sortsArrived && layout.ep > layout.tp)
+    pass.collective("allGather", 4 * (workload.model.moe?.numExperts ?? 0) * layout.ep, groups.ep, "ep");
 }
 
 /** Tokens to their experts, or results back. */

@@ -42,6 +42,7 @@ export const softwarePresets = {
     attentionBlock: 64,
     attentionBackward: 1,
     sortsArrived: true,
+    hostSecondsPerRow: 3e-7,
     freesInBackward: true,
     capacityFactor: null,
   },

@@ -141,6 +141,7 @@ export class StageCosts {
       return fits(counts) ? counts : null;
     }
     if (fits(noRecompute)) return noRecompute;
+    if (this.model.workload.software.freesInBackward === true) return this.#leastRecompute(first, n, fits);
     let best: RecomputeCounts | null = null;
     let bestSeconds = Infinity;
     const { again } = this.#sums;
@@ -154,6 +155,28 @@ export class StageCosts {
       const seconds = between(again.full, first, a) + between(again.selective, a, b);
       if (seconds < bestSeconds) [best, bestSeconds] = [{ full, selective }, seconds];
       if (selective === 0) break;
+    }
+    return best;
+  }
+
+  /**
+   * Where what is recomputed takes the place of what was let go, less recomputation can need less memory: of every number of wholly recomputed
+   * layers the least selective one that fits, unless it takes longer than what was found.
+   */
+  #leastRecompute(first: number, n: number, fits: (counts: RecomputeCounts) => boolean): RecomputeCounts | null {
+    let best: RecomputeCounts | null = null;
+    let bestSeconds = Infinity;
+    const { again } = this.#sums;
+    for (let full = 0; full <= n; full++) {
+      const most = this.#selectiveHelps ? n - full : 0;
+      for (let selective = 0; selective <= most; selective++) {
+        const [a, b] = [first + full, first + full + selective];
+        const seconds = between(again.full, first, a) + between(again.selective, a, b);
+        if (seconds >= bestSeconds) break;
+        if (!fits({ full, selective })) continue;
+        [best, bestSeconds] = [{ full, selective }, seconds];
+        break;
+      }
     }
     return best;
   }

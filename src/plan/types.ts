@@ -57,6 +57,8 @@ export interface Software {
    * that of the ranks (ours). Default: neither is counted.
    */
   readonly sortsArrived?: boolean;
+  /** Seconds of the host for each row that an exchange of tokens sends, where it makes the lists of rows itself. Default 0. */
+  readonly hostSecondsPerRow?: number;
   /**
    * Kept activations are let go as the backward pass goes down (ours): when it comes to the recomputed layers, which are a stage's first, those of the
    * others are free. Default: what is recomputed counts on top of all that is kept, as a margin.
