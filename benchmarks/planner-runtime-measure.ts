@@ -1,7 +1,9 @@
 /**
  * Measures the cases of rows `planner.runtime`: ranks of one thread, of one and of two ranks, sleep while they are not asked for a step. Cases take turns;
- * each turn is two steps, of which the second counts: the first finds the caches full of another case. A step during which other programs (or other
- * guests of the host) took the processor is taken again, up to three times. Medians. The result is a CSV file of the columns that `moe plan calibrate` reads.
+ * a turn begins with a step that finds the caches full of another case and does not count. A virtual machine's cores are not equally fast all the
+ * time, so every step that counts stands between two steps of a reference case of as many ranks: its time over the mean of theirs, times the
+ * reference's median over the whole run, is the sample. A step during which other programs took the processor is taken again, up to three times. Medians.
+ * The result is a CSV file of the columns that `moe plan calibrate` reads.
  */
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
@@ -75,59 +77,96 @@ class Steppers {
 }
 
 /** Of all cases, in their order. */
-export async function measureCases({ effort, log }: Pick<Context, "effort" | "log">): Promise<MeasuredCase[]> {
+export async function measureCases({ rounds, log }: { readonly rounds: number; readonly log: Context["log"] }): Promise<MeasuredCase[]> {
   const folder = mkdtempSync(join(tmpdir(), "moe-planner-runtime-"));
-  const steppers: Steppers[] = [];
+  const steppers = new Map<number, Steppers>();
   try {
     const tokens = join(folder, "tokens");
     writeTokens(tokens);
-    const sizes = [...new Set(runtimeCases.map(numRanksOf))];
-    const groups = sizes.map((size) => runtimeCases.filter((one) => numRanksOf(one) === size));
-    for (const [i, cases] of groups.entries()) steppers.push(await Steppers.start(sizes[i] ?? 1, { cases, tokens }));
-    const taken = new Map(runtimeCases.map((one) => [one, { seconds: [] as number[], bubbles: [] as number[] }]));
-    let numDisturbed = 0;
-    for (let round = -1; round < effort.samples; round++) {
-      log(`planner.runtime: ${round < 0 ? "warm-up" : `round ${round + 1} of ${effort.samples}`}`);
-      for (const [i, cases] of groups.entries()) {
-        for (const [index, one] of cases.entries()) {
-          const stepper = steppers[i];
-          if (stepper === undefined) continue;
-          await stepper.step(index);
-          const { replies, disturbed } = await undisturbed(() => stepper.step(index));
-          if (round < 0) continue;
-          if (disturbed) numDisturbed++;
-          const into = taken.get(one);
-          into?.seconds.push(Math.max(...replies.map(({ seconds }) => seconds)));
-          into?.bubbles.push(bubbleOfSpans(replies.flatMap(({ spans }) => spans)));
-        }
+    for (const size of new Set(runtimeCases.map(numRanksOf)))
+      steppers.set(size, await Steppers.start(size, { cases: runtimeCases, tokens }));
+    const stepOf = (index: number, size: number) => async (): Promise<RuntimeReply[]> => (await steppers.get(size)?.step(index)) ?? [];
+    const taken = runtimeCases.map((): Paired[] => []);
+    for (let round = -1; round < rounds; round++) {
+      log(`planner.runtime: ${round < 0 ? "warm-up" : `round ${round + 1} of ${rounds}`}`);
+      for (const [index, one] of runtimeCases.entries()) {
+        const size = numRanksOf(one);
+        const [own, reference] = [stepOf(index, size), stepOf(referenceOf(size), size)];
+        await own();
+        if (round >= 0) taken[index]?.push(...(await turn(own, reference)));
       }
     }
-    log(`planner.runtime: other programs took part in ${numDisturbed} of ${effort.samples * runtimeCases.length} steps`);
-    return runtimeCases.map((one) => {
-      const { seconds = [], bubbles = [] } = taken.get(one) ?? {};
-      const [least, middle, most] = [Math.min(...seconds), median(seconds), Math.max(...seconds)].map((value) => (1000 * value).toFixed(0));
-      log(`planner.runtime: ${one.name} ${middle} ms (${least} to ${most})`);
-      return { seconds: median(seconds), bubbleFraction: (one.layout.pp ?? 1) > 1 ? median(bubbles) : null };
+    return runtimeCases.map((one, index) => {
+      const level = median((taken[referenceOf(numRanksOf(one))] ?? []).map(({ sample }) => sample.seconds));
+      return summary(taken[index] ?? [], level, one.name, log);
     });
   } finally {
-    await Promise.all(steppers.map((one) => one.end()));
+    await Promise.all(Array.from(steppers.values(), (one) => one.end()));
     rmSync(folder, { recursive: true, force: true });
   }
 }
 
+function summary(taken: readonly Paired[], level: number, name: string, log: Context["log"]): MeasuredCase {
+  const seconds = taken.map(({ sample, reference }) => (sample.seconds * level) / reference);
+  const bubbles = taken.flatMap(({ sample }) => sample.bubble ?? []);
+  const ms = (value: number): string => (1000 * value).toFixed(0);
+  const spread = (values: readonly number[]): string =>
+    `${ms(median(values))} ms (${ms(Math.min(...values))} to ${ms(Math.max(...values))})`;
+  const plain = spread(taken.map(({ sample }) => sample.seconds));
+  const numDisturbed = taken.filter(({ sample }) => sample.disturbed).length;
+  const others = numDisturbed === 0 ? "" : `; other programs took part in ${numDisturbed} of ${taken.length}`;
+  log(`planner.runtime: ${name} ${spread(seconds)}; not beside the reference: ${plain}${others}`);
+  return { seconds: median(seconds), bubbleFraction: bubbles.length === 0 ? null : median(bubbles) };
+}
+
+/** Steps of a turn that count. */
+export const stepsOfTurn = 2;
 /** Of the time of all processors, what others may take during a step. */
-const disturbance = 0.03;
+const disturbance = 0.04;
 const mostAttempts = 4;
 
+interface Sample {
+  readonly seconds: number;
+  /** Null without a pipeline. */
+  readonly bubble: number | null;
+  readonly disturbed: boolean;
+}
+interface Paired {
+  readonly sample: Sample;
+  /** Mean of the reference's steps before and after it. */
+  readonly reference: number;
+}
+type Step = () => Promise<RuntimeReply[]>;
+
+/** Of cases of that many ranks. */
+function referenceOf(size: number): number {
+  const name = size === 1 ? "one.small" : "tp2.small";
+  return runtimeCases.findIndex((one) => one.name === name);
+}
+
+async function turn(own: Step, reference: Step): Promise<Paired[]> {
+  const pairs: Paired[] = [];
+  let before = await sampleOf(reference);
+  for (let i = 0; i < stepsOfTurn; i++) {
+    const sample = await sampleOf(own);
+    const after = await sampleOf(reference);
+    pairs.push({ sample, reference: (before.seconds + after.seconds) / 2 });
+    before = after;
+  }
+  return pairs;
+}
+
 /** The first of a few attempts during which nobody else computed, or the last. */
-async function undisturbed(step: () => Promise<RuntimeReply[]>): Promise<{ replies: RuntimeReply[]; disturbed: boolean }> {
+async function sampleOf(step: Step): Promise<Sample> {
   for (let attempt = 1; ; attempt++) {
     const [before, own, started] = [busySeconds(), process.cpuUsage(), performance.now()];
     const replies = await step();
     const { user, system } = process.cpuUsage(own);
     const others = busySeconds() - before - (user + system) / 1e6;
     const disturbed = others > (disturbance * availableParallelism() * (performance.now() - started)) / 1000;
-    if (!disturbed || attempt === mostAttempts) return { replies, disturbed };
+    if (disturbed && attempt < mostAttempts) continue;
+    const spans = replies.flatMap((reply) => reply.spans);
+    return { seconds: Math.max(...replies.map(({ seconds }) => seconds)), bubble: bubbleOfSpans(spans), disturbed };
   }
 }
 
@@ -151,12 +190,12 @@ function writeTokens(path: string): void {
 
 /**
  * The share of ranks' time, from the first pass of a step to the end of the last, in which they neither run a pass nor send: what the simulation calls
- * the bubble. `spans`: of all ranks, as `moe train --trace` writes them.
+ * the bubble; null where there is no pipeline. `spans`: of all ranks, as `moe train --trace` writes them.
  */
-export function bubbleOfSpans(spans: readonly TraceSpan[]): number {
+export function bubbleOfSpans(spans: readonly TraceSpan[]): number | null {
   const passes = spans.filter(({ track, name }) => track === "compute" && /^(forward|backward) /.test(name));
   const sends = spans.filter(({ track, name }) => track === "communication" && name.startsWith("send "));
-  if (passes.length === 0) return Number.NaN;
+  if (sends.length === 0) return null;
   const start = Math.min(...passes.map(({ startUs }) => startUs));
   const end = Math.max(...passes.map(({ startUs, durationUs }) => startUs + durationUs));
   const used = [...passes, ...sends].reduce((sum, { durationUs }) => sum + durationUs, 0);

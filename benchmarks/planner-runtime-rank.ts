@@ -1,4 +1,4 @@
-/** Entry of a rank of rows `planner.runtime`: a trainer for each case of its number of ranks, and steps of them on command. */
+/** Entry of a rank of rows `planner.runtime`: a trainer for each case of as many ranks as there are, and steps of them on command. */
 import { parentPort } from "node:worker_threads";
 import { Dataset, TokenFile } from "../src/data/index.ts";
 import { runRank } from "../src/parallel/index.ts";
@@ -6,7 +6,7 @@ import { RecordedCommunicator, Recorder } from "../src/parallel/recorder.ts";
 import { openRanks } from "../src/train/open-ranks.ts";
 import { Trainer } from "../src/train/index.ts";
 import type { TraceSpan } from "../src/util/chrome-trace.ts";
-import { modelOf, runOf, type RuntimeCase } from "./planner-runtime-cases.ts";
+import { modelOf, numRanksOf, runOf, type RuntimeCase } from "./planner-runtime-cases.ts";
 
 export interface RuntimeJob {
   readonly cases: readonly RuntimeCase[];
@@ -27,6 +27,7 @@ await runRank(async ({ engine, communicator, data, emit }) => {
   const world = communicator.size === 1 ? null : new RecordedCommunicator(communicator, recorder);
   using file = new TokenFile(tokens);
   const opened = cases.map((one) => {
+    if (numRanksOf(one) !== communicator.size) return null;
     const config = runOf(one);
     const parts = openRanks(engine, { world, config, source: { config: modelOf(one), path: null }, recorder });
     const [first] = parts.ranks.models;
@@ -48,7 +49,7 @@ await runRank(async ({ engine, communicator, data, emit }) => {
     if (command === undefined) continue;
     if (command.index < 0) break;
     const chosen = opened[command.index];
-    if (chosen === undefined) throw new Error(`no case ${command.index}`);
+    if (chosen === undefined || chosen === null) throw new Error(`no case ${command.index} of ${communicator.size} ranks`);
     const { trainer, parts } = chosen;
     communicator.barrier();
     recorder.isOn = true;
@@ -61,8 +62,8 @@ await runRank(async ({ engine, communicator, data, emit }) => {
     const reply: RuntimeReply = { seconds: (performance.now() - started) / 1000, spans: recorder.take() };
     emit(reply);
   }
-  for (const { trainer, parts } of opened) {
-    trainer[Symbol.dispose]();
-    parts[Symbol.dispose]();
+  for (const one of opened) {
+    one?.trainer[Symbol.dispose]();
+    one?.parts[Symbol.dispose]();
   }
 });

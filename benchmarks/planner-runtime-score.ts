@@ -22,7 +22,7 @@ export interface Machine {
   readonly date: string;
   /** Of each case, of which the rows are the medians. */
   readonly samples: number;
-  /** Before the calibration: the preset's constants, this machine's peak and bandwidth. */
+  /** Before the calibration: the preset `cpu`, with this machine's peak. */
   readonly cluster: ClusterConfig;
 }
 /** A machine and what was measured on it. */

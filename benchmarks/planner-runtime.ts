@@ -9,7 +9,7 @@ import { findClusterPreset, type ClusterConfig } from "../src/config/cluster.ts"
 import { wanted, type Context } from "./context.ts";
 import { efforts, median, type Row } from "./measure.ts";
 import { runtimeCases } from "./planner-runtime-cases.ts";
-import { measureCases, measurementsCsv } from "./planner-runtime-measure.ts";
+import { measureCases, measurementsCsv, stepsOfTurn } from "./planner-runtime-measure.ts";
 import { bubbleErrorOf, errorOf, savedRuns, saveRuns, scoreRuns, type MeasuredRuns, type PredictedRun } from "./planner-runtime-score.ts";
 import type { Roof } from "./process.ts";
 
@@ -62,24 +62,22 @@ function rowsOf(predicted: readonly PredictedRun[]): Row[] {
 
 async function measureRuns({ effort, roof, log }: Context): Promise<MeasuredRuns> {
   const cluster = await thisCluster(roof);
-  const csv = measurementsCsv(await measureCases({ effort, log }));
+  const rounds = Math.min(5, effort.samples);
+  const csv = measurementsCsv(await measureCases({ rounds, log }));
   const processor = cpus()[0]?.model ?? "unknown";
-  const runs = { machine: { processor, date: new Date().toISOString().slice(0, 10), samples: effort.samples, cluster }, csv };
+  const runs = { machine: { processor, date: new Date().toISOString().slice(0, 10), samples: stepsOfTurn * rounds, cluster }, csv };
   if (effort.samples < efforts.full.samples) log("few samples: not kept");
   else saveRuns(runs);
   return runs;
 }
 
-/** This machine as a cluster of one node: the preset `cpu` with the peak and the bandwidth that its roof has on one core. */
+/** This machine as a cluster of one node: the preset `cpu` with the peak that its roof has on one core. */
 async function thisCluster(roof: Pick<Roof, "sample">): Promise<ClusterConfig> {
   const preset = findClusterPreset("cpu");
-  const best = async (loop: "fma" | "bandwidth"): Promise<number> => {
-    let most = 0;
-    for (let i = 0; i < 5; i++) most = Math.max(most, await roof.sample(loop, 1));
-    return Math.round(10 * most) * 1e8;
-  };
   const [node] = preset.nodes;
   if (node === undefined) throw new Error("the preset has no nodes");
-  const device = { ...node.device, name: "core", peakFlops: { f32: await best("fma") }, memoryBandwidth: await best("bandwidth") };
+  let peak = 0;
+  for (let i = 0; i < 5; i++) peak = Math.max(peak, await roof.sample("fma", 1));
+  const device = { ...node.device, name: "core", peakFlops: { f32: Math.round(peak) * 1e9 } };
   return { ...preset, name: "this machine", nodes: [{ ...node, device }] };
 }
