@@ -97,7 +97,8 @@ export async function measureCases({ rounds, log }: { readonly rounds: number; r
       }
     }
     return runtimeCases.map((one, index) => {
-      const level = median((taken[referenceOf(numRanksOf(one))] ?? []).map(({ sample }) => sample.seconds));
+      const alike = taken.filter((_, i) => runtimeCases[i] !== undefined && numRanksOf(runtimeCases[i]) === numRanksOf(one));
+      const level = median(alike.flat().map(({ reference }) => reference));
       return summary(taken[index] ?? [], level, one.name, log);
     });
   } finally {
