@@ -22,7 +22,7 @@ function intro({ machine: { processor, date, samples, cluster }, fitted, predict
 
 Steps of our own trainer in f32, ranks of one thread, on ${processor} with two cores (one core: ${((device?.peakFlops.f32 ?? 0) / 1e9).toFixed(0)} GFLOP/s of multiply-adds), ${date}; medians of ${samples} steps, in turns,
 each beside two steps of a reference run, because the cores of a virtual machine change their speed. Calibrated, as \`moe plan calibrate\` does it, on ${one.length} runs of one rank and ${two.length} of two (${two.map(({ name }) => name).join(", ")}); the ${predicted.length} layouts
-below were not seen: ${percent(mean(errors))} off on average, ${percent(quantile(errors, 1))} at most (bar: 10% each). The rows are
+below were not seen by the fit (who wrote the cost model had seen earlier runs of them: [log](log.md)): ${percent(mean(errors))} off on average, ${percent(quantile(errors, 1))} at most (bar: 10% each). The rows are
 \`benchmarks/planner-runtime.csv\`; \`npm run bench -- planner --only planner.runtime\` measures them anew. Routing of the model with experts is forced to be even.
 `;
 }
