@@ -3,10 +3,11 @@
  * Nothing here knows tokens. A malformed record is an error that names the file and the line; nothing is skipped silently.
  */
 import { createReadStream, existsSync, statSync } from "node:fs";
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
+import { parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { fileError, MoeError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
+import { openParquet } from "../util/parquet.ts";
 
 export type DocumentFormat = "text" | "jsonl" | "chat" | "parquet";
 
@@ -163,8 +164,7 @@ function checkedMessage(message: unknown, where: string): ChatMessage {
 
 async function* readParquet(source: DocumentSource): AsyncGenerator<SourceDocument> {
   const field = source.field ?? "text";
-  const file = await asyncBufferFromFile(source.path);
-  const metadata = await parquetMetadataAsync(file).catch((error: unknown) => {
+  const { file, metadata } = await openParquet(source.path).catch((error: unknown) => {
     throw fileError(source.path, "a Parquet file", "a footer that does not parse", error);
   });
   const columns = metadata.schema.slice(1).map((element) => element.name);

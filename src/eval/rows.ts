@@ -7,10 +7,11 @@
 import { constants } from "node:buffer";
 import { readFileSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
-import { asyncBufferFromFile, parquetMetadataAsync, parquetReadObjects } from "hyparquet";
+import { parquetReadObjects } from "hyparquet";
 import { compressors } from "hyparquet-compressors";
 import { fileError } from "../util/errors.ts";
 import { systemError } from "../util/files.ts";
+import { openParquet } from "../util/parquet.ts";
 import type { Doc } from "./task.ts";
 
 /** Where a row stands (`file:line`), with the row, or with what is wrong. */
@@ -116,9 +117,7 @@ function csvLines(text: string): readonly CsvLine[] {
 
 async function readParquet(path: string): Promise<readonly SourceRow[]> {
   try {
-    const file = await asyncBufferFromFile(path);
-    const metadata = await parquetMetadataAsync(file);
-    const rows = await parquetReadObjects({ file, metadata, compressors });
+    const rows = await parquetReadObjects({ ...(await openParquet(path)), compressors });
     return rows.map((row, i) => ({ where: `${path} row ${i}`, row: plainNumbers(row) as Doc }));
   } catch (error) {
     throw fileError(path, "a Parquet file", error instanceof Error ? error.message : String(error), error);
