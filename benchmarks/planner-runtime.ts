@@ -30,7 +30,7 @@ export async function* runtimeRows(context: Context): AsyncGenerator<Row> {
 }
 
 function rowNames(): string[] {
-  const predicted = runtimeCases.filter(({ role }) => role === "predict");
+  const predicted = runtimeCases.filter(({ role }) => role !== "fit");
   const piped = predicted.filter(({ layout }) => (layout.pp ?? 1) > 1);
   return [...predicted.map(({ name }) => `${prefix}.${name}`), `${prefix}.mean`, ...piped.map(({ name }) => `${prefix}.bubble.${name}`)];
 }

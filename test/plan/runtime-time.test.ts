@@ -28,8 +28,8 @@ describe("steps of our own trainer", () => {
     expect(predicted.length).toBeGreaterThanOrEqual(10);
     expect(predicted.every(({ measured }) => measured.numDevices === 2)).toBe(true);
     const fits = runtimeCases.filter(({ role }) => role === "fit").map(({ layout }) => JSON.stringify(layout));
-    const unseen = runtimeCases.filter(({ role, layout }) => role === "predict" && !fits.includes(JSON.stringify(layout)));
-    expect(unseen.length).toBeGreaterThanOrEqual(8);
+    const others = runtimeCases.filter(({ role, layout }) => role !== "fit" && !fits.includes(JSON.stringify(layout)));
+    expect(others.length).toBeGreaterThanOrEqual(8);
     expect(calibration.fitted.length).toBeLessThanOrEqual(12);
   });
 });
