@@ -43,6 +43,24 @@ const shapes = {
     num_attention_heads: 6,
     num_key_value_heads: 2,
   },
+  deep: {
+    model_type: "llama",
+    hidden_size: 192,
+    intermediate_size: 512,
+    num_hidden_layers: 12,
+    num_attention_heads: 3,
+    num_key_value_heads: 3,
+  },
+  fine: {
+    model_type: "mixtral",
+    hidden_size: 256,
+    intermediate_size: 128,
+    num_hidden_layers: 4,
+    num_attention_heads: 4,
+    num_key_value_heads: 4,
+    num_local_experts: 16,
+    num_experts_per_tok: 4,
+  },
   sparse: {
     model_type: "mixtral",
     hidden_size: 256,
@@ -103,10 +121,6 @@ const seen = casesOf("seen", [
   ["pp2.uneven", ["small", 256, 8, 1], { pp: 2, layers: [5, 3] }],
   ["pp2.recompute", ["wide", 256, 4, 1], { pp: 2, recompute: [2, 1] }],
   ["pp2.sparse", ["sparse", 256, 4, 1], { pp: 2 }],
-]);
-
-/** Of every axis some, half of them of a shape that nothing else is measured with, or of a strategy. */
-const unseen = casesOf("unseen", [
   ["dp2.grouped", ["grouped", 256, 4, 2], { dp: 2 }],
   ["dp2.wide.zero1", ["wide", 256, 8, 2], { dp: 2, zero: 1 }],
   ["dp2.sparse", ["sparse", 512, 4, 1], { dp: 2 }],
@@ -117,6 +131,20 @@ const unseen = casesOf("unseen", [
   ["pp2.grouped", ["grouped", 256, 6, 1], { pp: 2, layers: [4, 2] }],
   ["pp2.wide.long", ["wide", 512, 4, 1], { pp: 2, layers: [3, 1], recompute: [3, 0] }],
   ["pp2.sparse.pairs", ["sparse", 256, 8, 2], { pp: 2, layers: [4, 2] }],
+]);
+
+/** Of every axis some, most of a shape that nothing else is measured with; three heads over two ranks are uneven. */
+const unseen = casesOf("unseen", [
+  ["dp2.deep", ["deep", 256, 8, 2], { dp: 2 }],
+  ["dp2.fine.zero1", ["fine", 256, 4, 2], { dp: 2, zero: 1 }],
+  ["dp2.fine.ep", ["fine", 512, 4, 1], { dp: 2, strategy: "EP" }],
+  ["tp2.deep", ["deep", 256, 4, 2], { tp: 2 }],
+  ["tp2.fine.edp", ["fine", 256, 4, 2], { tp: 2, strategy: "EDP" }],
+  ["tp2.fine.experts", ["fine", 256, 2, 1], { tp: 2, strategy: "TP" }],
+  ["tp2.grouped.sequence", ["grouped", 512, 2, 1], { tp: 2, sequenceParallel: true }],
+  ["pp2.deep", ["deep", 256, 8, 1], { pp: 2, layers: [7, 5] }],
+  ["pp2.fine", ["fine", 512, 4, 1], { pp: 2, recompute: [1, 0] }],
+  ["pp2.grouped.pairs", ["grouped", 256, 4, 2], { pp: 2, recompute: [3, 3] }],
 ]);
 
 export const runtimeCases: readonly RuntimeCase[] = [...fitted, ...seen, ...unseen];

@@ -221,6 +221,7 @@ const columns: readonly (readonly [name: string, value: (one: RuntimeCase, measu
   ["data parallelism", ({ layout }) => layout.dp ?? 1],
   ["pipeline parallelism", ({ layout }) => layout.pp ?? 1],
   ["expert parallelism", (one) => (modelOf(one).moe === null ? "" : layoutOf(runOf(one)).ep)],
+  ["expert tensor parallelism", (one) => (modelOf(one).moe === null ? "" : layoutOf(runOf(one)).etp)],
   ["zero", ({ layout }) => layout.zero ?? 0],
   ["sequence parallel", ({ layout }) => (layout.sequenceParallel === true ? 1 : 0)],
   ["stage layers", ({ layout }) => layout.layers?.join("+") ?? ""],

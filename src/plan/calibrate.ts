@@ -66,7 +66,7 @@ export function paddedVocabulary(vocabSize: number, tp: number): number {
 }
 
 export function prepareRow(row: Measurement, software: Software, recompute: Recompute): PreparedRow {
-  const { tp, dp, pp, ep, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } = row;
+  const { tp, dp, pp, ep, etp, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } = row;
   const gpt = gptShape({ numLayers, hiddenSize, numHeads, vocabSize: paddedVocabulary(row.vocabSize, tp) });
   const model: ModelShape =
     ffnSize === null
@@ -82,14 +82,14 @@ export function prepareRow(row: Measurement, software: Software, recompute: Reco
         };
   const choice = row.recompute ?? recompute;
   const sizes = [hiddenSize, numHeads, numKvHeads, model.vocabSize, ffnSize, numExperts, topK, sequenceLength];
-  const layout: PlanLayout = { pp, dp, tp, ep, etp: 1, microBatch, interleave: 1, sequenceParallel: row.sequenceParallel, zero };
+  const layout: PlanLayout = { pp, dp, tp, ep, etp, microBatch, interleave: 1, sequenceParallel: row.sequenceParallel, zero };
   return {
     workload: { model, sequenceLength, batchSequences: row.batchSequences, software },
     layout,
     stages: stagesOfRow(row, choice),
     seconds: row.seconds,
     // Of the data-parallel degree layers know where experts' groups lie, and how many devices of a node compute.
-    key: [...sizes, tp, ep, microBatch, row.sequenceParallel, choice].join(),
+    key: [...sizes, tp, ep, etp, microBatch, row.sequenceParallel, choice].join(),
   };
 }
 

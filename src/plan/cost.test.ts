@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { findClusterPreset, withNumDevices } from "../config/cluster.ts";
+import { findClusterPreset, withNumDevices, type ClusterConfig } from "../config/cluster.ts";
 import { flopsPerToken, forwardFlopsPerToken, numParams } from "../config/model-counts.ts";
 import { modelPresets } from "../config/model-presets.ts";
 import { createCostModel } from "./cost.ts";
@@ -186,6 +186,18 @@ describe("cost model", () => {
     expect(seconds(8, 0.5) / seconds(1, 0.5)).toBeCloseTo(2, 1);
     // Beyond a node nothing more is shared.
     expect(seconds(16, 0.5)).toBe(seconds(8, 0.5));
+  });
+
+  test("pipeline ranks slow each other down while they compute, which is more of the time the more micro-batches there are", () => {
+    const a100 = findClusterPreset("a100-80");
+    const halved = { ...a100, efficiency: { ...a100.efficiency, together: 0.5 } };
+    const seconds = (layout: Partial<PlanLayout>, cluster: ClusterConfig): number =>
+      costOf(skyworkMoe, { ...one, ...layout }, cluster).layer(0, "none").forward.seconds;
+    const slowdown = (layout: Partial<PlanLayout>): number => seconds(layout, halved) / seconds(layout, a100);
+    // 8 ranks of a node: 1 + (m / (m + 7)), m = 1024 / micro-batch.
+    expect(slowdown({ pp: 8, microBatch: 1024 })).toBeCloseTo(1 + 1 / 8, 2);
+    expect(slowdown({ pp: 8, microBatch: 128 })).toBeCloseTo(1 + 8 / 15, 2);
+    expect(slowdown({ pp: 2, dp: 4, microBatch: 256 })).toBeCloseTo(1 + (3 + 4 / 2) / 7, 2);
   });
 
   test("a layout that does not fit the batch, the model or the device is refused with the values", () => {

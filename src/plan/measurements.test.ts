@@ -29,6 +29,7 @@ describe("measurements", () => {
       dp: 1,
       pp: 2,
       ep: 1,
+      etp: 1,
       zero: 0,
       sequenceParallel: false,
       recompute: null,
@@ -38,8 +39,8 @@ describe("measurements", () => {
       bubbleFraction: null,
     });
     const more = parseMeasurements(`recompute,vocabulary,kv heads,ffn size,${header}\r\nfull,32000,4,5504,${good}\r\n\r\n`, "m.csv");
-    const sparse = parseMeasurements(`experts,top-k,ffn size,expert parallelism,zero,${header}\n8,2,5504,4,1,${good}`, "m.csv");
-    expect(sparse).toMatchObject([{ numExperts: 8, topK: 2, ffnSize: 5504, ep: 4, zero: 1 }]);
+    const sparse = parseMeasurements(`experts,top-k,ffn size,expert parallelism,expert tensor parallelism,zero,${header}\n8,2,5504,2,2,1,${good}`, "m.csv");
+    expect(sparse).toMatchObject([{ numExperts: 8, topK: 2, ffnSize: 5504, ep: 2, etp: 2, zero: 1 }]);
     const stages = parseMeasurements(
       `name,stage layers,recomputed layers,sequence parallel,bubble,${header}\na,12+8,2+0,1,0.25,${good}`,
       "m.csv",
@@ -69,6 +70,10 @@ describe("measurements", () => {
     [
       `experts,top-k,ffn size,expert parallelism,${header}\n8,2,1024,3,${good}`,
       /line 2: expert parallelism 3 with 8 experts on data 1 \* tensor 4 parallelism/,
+    ],
+    [
+      `experts,top-k,ffn size,expert parallelism,expert tensor parallelism,${header}\n8,2,1024,4,2,${good}`,
+      /line 2: expert parallelism 4 \* expert tensor parallelism 2 with 8 experts on data 1 \* tensor 4 parallelism/,
     ],
     [`stage layers,${header}\n12-8,${good}`, /line 2: stage layers: expected a whole number for each stage, as 5\+3, got "12-8"/],
     [`stage layers,${header}\n12+9,${good}`, /line 2: stage layers 12\+9 of 20 layers/],

@@ -5,10 +5,10 @@
  * `# layers`, `sequence length`, `tensor parallelism`, `data parallelism`, `pipeline parallelism`, `iteration time (ms)`. Optional:
  * `parameters (billion)` (not used), `vocabulary` (default 50257), `recompute` (none, selective, full; default: the caller's),
  * `ffn size` (default 4 times the hidden size, GELU; where it is given, SwiGLU of that size), `kv heads`, `experts` and `top-k` (every layer
- * has so many experts of `ffn size`), `expert parallelism` (default 1), `zero` (0 to 3, default 0), `sequence parallel` (0 or 1, default 0), `stage layers`
- * and `recomputed layers` (of each pipeline stage, as `5+3`; default: as even as can be, and what `recompute` says), `name` and `bubble` (a label, and
- * the share of the pipeline's time in which ranks waited: kept beside the row, not fitted). Models are GPT-2's kind unless `ffn size` is given. Names
- * are compared without case. The required ones are the columns of the sets that vTrain (arXiv 2312.12391) published.
+ * has so many experts of `ffn size`), `expert parallelism` and `expert tensor parallelism` (default 1), `zero` (0 to 3, default 0), `sequence parallel` (0 or
+ * 1, default 0), `stage layers` and `recomputed layers` (of each pipeline stage, as `5+3`; default: as even as can be, and what `recompute` says), `name`
+ * and `bubble` (a label, and the share of the pipeline's time in which ranks waited: kept beside the row, not fitted). Models are GPT-2's kind unless
+ * `ffn size` is given. Names are compared without case. The required ones are the columns of the sets that vTrain (arXiv 2312.12391) published.
  *
  * Not here: fitting (`calibrate.ts`).
  */
@@ -40,6 +40,7 @@ export interface Measurement {
   readonly dp: number;
   readonly pp: number;
   readonly ep: number;
+  readonly etp: number;
   readonly zero: 0 | 1 | 2 | 3;
   readonly sequenceParallel: boolean;
   /** Null: the file does not say. */
@@ -75,6 +76,7 @@ const optionalColumns = [
   "experts",
   "top-k",
   "expert parallelism",
+  "expert tensor parallelism",
   "zero",
   "sequence parallel",
   "stage layers",
@@ -147,6 +149,7 @@ function parseRow(cells: readonly string[], columns: ReadonlyMap<Column, number>
     dp: count("data parallelism"),
     pp: count("pipeline parallelism"),
     ep: given("expert parallelism") ? count("expert parallelism") : 1,
+    etp: given("expert tensor parallelism") ? count("expert tensor parallelism") : 1,
     zero: choice("zero", [0, 1, 2, 3], "0, 1, 2 or 3") ?? 0,
     sequenceParallel: choice("sequence parallel", [0, 1], "0 or 1") === 1,
     recompute: choice("recompute", recomputeChoices, recomputeChoices.join(", ")),
@@ -219,12 +222,14 @@ function checkRow(row: Measurement, fail: (problem: string) => never): void {
   if (row.sequenceParallel && tp === 1) fail("sequence parallel with tensor parallelism 1");
   if (tp > numHeads) fail(`tensor parallelism ${tp} for ${numHeads} attention heads`);
   if (hiddenSize % numHeads !== 0) fail(`hidden size ${hiddenSize} is not a multiple of ${numHeads} attention heads`);
-  const { numExperts, topK, ffnSize, ep } = row;
+  const { numExperts, topK, ffnSize, ep, etp } = row;
   if (numExperts > 0 && ffnSize === null) fail(`${numExperts} experts without their ffn size`);
   if (numExperts > 0 && (topK < 1 || topK > numExperts)) fail(`top-k ${topK} of ${numExperts} experts`);
-  if (numExperts === 0 && (topK > 0 || ep > 1)) fail(`top-k ${topK} and expert parallelism ${ep} without experts`);
-  if (numExperts > 0 && (ep > numExperts || (dp * tp) % ep !== 0))
-    fail(`expert parallelism ${ep} with ${numExperts} experts on data ${dp} * tensor ${tp} parallelism`);
+  if (numExperts === 0 && (topK > 0 || ep * etp > 1)) fail(`top-k ${topK} and expert parallelism ${ep * etp} without experts`);
+  if (numExperts > 0 && (ep > numExperts || (dp * tp) % (ep * etp) !== 0)) {
+    const degrees = etp === 1 ? `expert parallelism ${ep}` : `expert parallelism ${ep} * expert tensor parallelism ${etp}`;
+    fail(`${degrees} with ${numExperts} experts on data ${dp} * tensor ${tp} parallelism`);
+  }
   if (numHeads % numKvHeads !== 0) fail(`${numHeads} attention heads are not a multiple of ${numKvHeads} kv heads`);
 }
 
