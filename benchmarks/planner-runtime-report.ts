@@ -1,7 +1,7 @@
 /** The section of `docs/planner-accuracy.md` on our own trainer. */
 import type { EfficiencyConfig } from "../src/config/cluster.ts";
 import { constantText, percent, table, type ConstantMeanings } from "./planner-format.ts";
-import { modelOf, runtimeCases, type RuntimeCase } from "./planner-runtime-cases.ts";
+import { modelOf, runtimeCases, type RuntimeCase, type RuntimeRole } from "./planner-runtime-cases.ts";
 import { bubbleErrorOf, errorOf, savedRuns, scoreRuns, type PredictedRun, type RuntimeScore } from "./planner-runtime-score.ts";
 import { mean, quantile } from "./planner-splits.ts";
 
@@ -17,14 +17,25 @@ export function runtimeSection(meanings: ConstantMeanings): string {
 function intro({ machine: { processor, date, samples, cluster }, fitted, predicted }: RuntimeScore): string {
   const device = cluster.nodes[0]?.device;
   const [one, two] = [fitted.filter(({ measured }) => measured.numDevices === 1), fitted.filter(({ measured }) => measured.numDevices > 1)];
-  const errors = predicted.map(errorOf);
+  const of = (role: RuntimeRole): PredictedRun[] => predicted.filter((run) => caseOf(run)?.role === role);
   return `${heading}
 
 Steps of our own trainer in f32, ranks of one thread, on ${processor} with two cores (one core: ${((device?.peakFlops.f32 ?? 0) / 1e9).toFixed(0)} GFLOP/s of multiply-adds), ${date}; medians of ${samples} steps, in turns,
-each beside two steps of a reference run, because the cores of a virtual machine change their speed. Calibrated, as \`moe plan calibrate\` does it, on ${one.length} runs of one rank and ${two.length} of two (${two.map(({ name }) => name).join(", ")}); the ${predicted.length} layouts
-below were not seen by the fit (who wrote the cost model had seen earlier runs of them: [log](log.md)): ${percent(mean(errors))} off on average, ${percent(quantile(errors, 1))} at most (bar: 10% each). The rows are
-\`benchmarks/planner-runtime.csv\`; \`npm run bench -- planner --only planner.runtime\` measures them anew. Routing of the model with experts is forced to be even.
+each beside two steps of a reference run, because the cores of a virtual machine change their speed. Calibrated, as \`moe plan calibrate\` does it, on ${one.length} runs of one rank and ${two.length} of two (${two.map(({ name }) => name).join(", ")}).
+Of the layouts that it predicts, some had been looked at while the cost model was written; the others were written down before anything of them was measured, and this is the first measurement of them
+(what earlier ones said: [log](log.md)). Bar: 10% each.
+
+* never measured before: ${scoreText(of("unseen"))}
+* looked at before: ${scoreText(of("seen"))}
+
+The rows are \`benchmarks/planner-runtime.csv\`; \`npm run bench -- planner --only planner.runtime\` measures them anew. Routing of the models with experts is forced to be even.
 `;
+}
+
+function scoreText(runs: readonly PredictedRun[]): string {
+  const errors = runs.map(errorOf);
+  const within = errors.filter((error) => error <= 0.1).length;
+  return `${within} of ${runs.length} within 10%; ${percent(mean(errors))} off on average, ${percent(quantile(errors, 1))} at most`;
 }
 
 function caseOf({ name }: PredictedRun): RuntimeCase | undefined {
@@ -58,9 +69,10 @@ function steps(predicted: readonly PredictedRun[]): string {
     const one = caseOf(run);
     const error = run.seconds / run.measured.seconds - 1;
     const texts = one === undefined ? ["", ""] : [describeModel(one), describeLayout(one)];
-    return [run.name, ...texts, ...[run.measured.seconds, run.seconds].map((seconds) => (1000 * seconds).toFixed(0)), percent(error)];
+    return [one?.role === "unseen" ? `**${run.name}**` : run.name, ...texts, ...[run.measured.seconds, run.seconds].map((seconds) => (1000 * seconds).toFixed(0)), percent(error)];
   });
-  return `${table(["row", "model", "layout; micro-batches of a rank", "measured, ms", "predicted, ms", "error"], body)}\n`;
+  const columns = ["row", "model", "layout; micro-batches of a rank", "measured, ms", "predicted, ms", "error"];
+  return `${table(columns, body)}\n\nIn bold: never measured before.\n`;
 }
 
 function bubbles(predicted: readonly PredictedRun[]): string {
