@@ -69,7 +69,12 @@ function steps(predicted: readonly PredictedRun[]): string {
     const one = caseOf(run);
     const error = run.seconds / run.measured.seconds - 1;
     const texts = one === undefined ? ["", ""] : [describeModel(one), describeLayout(one)];
-    return [one?.role === "unseen" ? `**${run.name}**` : run.name, ...texts, ...[run.measured.seconds, run.seconds].map((seconds) => (1000 * seconds).toFixed(0)), percent(error)];
+    return [
+      one?.role === "unseen" ? `**${run.name}**` : run.name,
+      ...texts,
+      ...[run.measured.seconds, run.seconds].map((seconds) => (1000 * seconds).toFixed(0)),
+      percent(error),
+    ];
   });
   const columns = ["row", "model", "layout; micro-batches of a rank", "measured, ms", "predicted, ms", "error"];
   return `${table(columns, body)}\n\nIn bold: never measured before.\n`;

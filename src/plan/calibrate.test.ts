@@ -29,7 +29,7 @@ function rowsOf(efficiency: EfficiencyConfig, nodes: "one" | "several"): Prepare
           numExperts: 0,
           topK: 0,
           ep: 1,
-    etp: 1,
+          etp: 1,
           zero: 0,
           name: "",
           sequenceParallel: false,

@@ -66,7 +66,8 @@ export function paddedVocabulary(vocabSize: number, tp: number): number {
 }
 
 export function prepareRow(row: Measurement, software: Software, recompute: Recompute): PreparedRow {
-  const { tp, dp, pp, ep, etp, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } = row;
+  const { tp, dp, pp, ep, etp, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } =
+    row;
   const gpt = gptShape({ numLayers, hiddenSize, numHeads, vocabSize: paddedVocabulary(row.vocabSize, tp) });
   const model: ModelShape =
     ffnSize === null

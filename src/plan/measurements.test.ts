@@ -39,7 +39,10 @@ describe("measurements", () => {
       bubbleFraction: null,
     });
     const more = parseMeasurements(`recompute,vocabulary,kv heads,ffn size,${header}\r\nfull,32000,4,5504,${good}\r\n\r\n`, "m.csv");
-    const sparse = parseMeasurements(`experts,top-k,ffn size,expert parallelism,expert tensor parallelism,zero,${header}\n8,2,5504,2,2,1,${good}`, "m.csv");
+    const sparse = parseMeasurements(
+      `experts,top-k,ffn size,expert parallelism,expert tensor parallelism,zero,${header}\n8,2,5504,2,2,1,${good}`,
+      "m.csv",
+    );
     expect(sparse).toMatchObject([{ numExperts: 8, topK: 2, ffnSize: 5504, ep: 2, etp: 2, zero: 1 }]);
     const stages = parseMeasurements(
       `name,stage layers,recomputed layers,sequence parallel,bubble,${header}\na,12+8,2+0,1,0.25,${good}`,
