@@ -154,7 +154,8 @@ export function modelOf({ shape }: RuntimeCase): ModelConfig {
 }
 
 /** A run of it; tokens come from a file of random ids. Routing is even, as the planner takes it to be. */
-export function runOf({ shape, sequenceLength, batchSequences, microBatch, layout }: RuntimeCase): RunConfig {
+export function runOf(one: RuntimeCase): RunConfig {
+  const { sequenceLength, batchSequences, microBatch, layout } = one;
   return parseRunConfig({
     model: { config: {} },
     data: { train: [{ path: "random ids" }], sequenceLength },
@@ -162,7 +163,7 @@ export function runOf({ shape, sequenceLength, batchSequences, microBatch, layou
     microBatchSequences: microBatch,
     numSteps: 100_000,
     optimizer: { learningRate: 1e-4 },
-    ...(shape === "sparse" ? { moe: { forcedBalance: true } } : {}),
+    ...(modelOf(one).moe === null ? {} : { moe: { forcedBalance: true } }),
     layout,
   });
 }

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { findClusterPreset, type EfficiencyConfig } from "../config/cluster.ts";
-import { fitEfficiency, fittedKeys, meanError, paddedVocabulary, predictRows, prepareRow, type PreparedRow } from "./calibrate.ts";
+import { calibrateCluster, fitEfficiency, fittedKeys, meanError, paddedVocabulary, predictRows, prepareRow, type PreparedRow } from "./calibrate.ts";
 import { parseMeasurements, type Measurement } from "./measurements.ts";
 import { softwarePresets } from "./software.ts";
 
@@ -113,11 +113,20 @@ describe("calibration", () => {
     expect(fittedKeys(empty, cores)).toEqual(["gemm", "memory", "kernelSeconds", "intraStepSeconds", "attention", "together"]);
     const made = { ...cores.efficiency, gemm: 0.7, memory: 0.5, attention: 0.35, together: 0.85 };
     const seconds = predictRows(empty, { ...cores, efficiency: made });
+    // Cores wait for each other differently in layouts of as many of them.
+    expect(predictRows(empty.toReversed(), { ...cores, efficiency: made }).toReversed()).toEqual(seconds);
     const rows = empty.map((row, i) => ({ ...row, seconds: seconds[i] ?? 0 }));
     const found = fitEfficiency(rows, { cluster: cores, minimizer: { restarts: 3, iterations: 300 } });
     expect(meanError(predictRows(rows, { ...cores, efficiency: found }), rows)).toBeLessThan(0.02);
     expect(found.together).toBeCloseTo(0.85, 1);
     expect(found.attention).toBeCloseTo(0.35, 1);
+  });
+
+  test("a cluster of two kinds of nodes is refused: rows do not say on which they ran", () => {
+    const a100 = findClusterPreset("a100-80");
+    const mixed = { ...a100, nodes: [...a100.nodes, ...findClusterPreset("h100").nodes] };
+    const options = { cluster: mixed, software: software, recompute: "none" } as const;
+    expect(() => calibrateCluster([], options)).toThrow(/do not say which of its kinds of nodes they ran on/);
   });
 
   test("a row says how its layers and their recomputation are spread", () => {

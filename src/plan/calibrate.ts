@@ -2,11 +2,12 @@
  * Fits a cluster's efficiency to measured iteration times.
  *
  * Every row is predicted by the same cost model and schedule that plan (`cost.ts`, `step-time.ts`); the constants are those of
- * `EfficiencyConfig`, the same for all rows. Fractions are fitted between 0 and 1, seconds and depths on a logarithmic scale. The objective is
+ * `EfficiencyConfig`, the same for all rows. Fractions are fitted between 0 and 1, seconds on a logarithmic scale. The objective is
  * the mean absolute error relative to the measured time, which is what is reported; a few rows that a cluster ran badly do not pull
  * it. The minimizer starts from the cluster's own constants and is deterministic.
  */
 import type { ClusterConfig, EfficiencyConfig } from "../config/cluster.ts";
+import { MoeError } from "../util/errors.ts";
 import { createCostModel } from "./cost.ts";
 import type { Measurement } from "./measurements.ts";
 import { minimize, type MinimizeOptions } from "./minimize.ts";
@@ -56,7 +57,7 @@ export interface PreparedRow {
   readonly layout: PlanLayout;
   readonly stages: readonly StagePlan[];
   readonly seconds: number;
-  /** Rows with the same key have layers, embeddings and heads of the same cost. */
+  /** Rows with the same key have layers, embeddings and heads of the same cost, where devices of a node do not slow each other down. */
   readonly key: string;
 }
 
@@ -89,7 +90,6 @@ export function prepareRow(row: Measurement, software: Software, recompute: Reco
     layout,
     stages: stagesOfRow(row, choice),
     seconds: row.seconds,
-    // Of the data-parallel degree layers know where experts' groups lie, and how many devices of a node compute.
     key: [...sizes, tp, ep, etp, microBatch, row.sequenceParallel, choice].join(),
   };
 }
@@ -112,8 +112,9 @@ export function predictRows(rows: readonly PreparedRow[], cluster: ClusterConfig
   const shared = new Map<string, CachedCosts>();
   const alike = cluster.efficiency.together === 1;
   return rows.map(({ workload, layout, stages, key: sizes }) => {
-    const key = alike ? sizes : `${sizes} ${layout.pp * layout.dp * layout.tp}`;
     const cost = createCostModel({ workload, cluster, layout });
+    // Devices that slow each other down are as fast as the layout lets the others compute.
+    const key = alike ? sizes : [sizes, layout.pp, layout.dp, cost.numMicroBatches].join();
     let costs = shared.get(key);
     if (costs === undefined) shared.set(key, (costs = new CachedCosts(cost)));
     return stepTime(cost, stages, costs).seconds;
@@ -169,9 +170,16 @@ export interface CalibrationReport {
 
 const numFolds = 5;
 
-/** Fits and judges: what `moe plan calibrate` does. Throws `configuration` where a row does not fit the cluster's nodes or its device. */
+/** Fits and judges: what `moe plan calibrate` does. Throws `configuration` for a cluster of several kinds of nodes, and where its device does not compute in the software's type. */
 export function calibrateCluster(measurements: readonly Measurement[], options: CalibrateClusterOptions): CalibrationReport {
   const { cluster, software, recompute, minimizer = { restarts: 3, iterations: 300 } } = options;
+  if (cluster.nodes.length > 1) {
+    const names = cluster.nodes.map(({ device }) => device.name).join(", ");
+    throw new MoeError(
+      "configuration",
+      `cluster ${cluster.name}: rows do not say which of its kinds of nodes they ran on (${names}); calibrate one kind at a time`,
+    );
+  }
   const rows = measurements.map((row) => prepareRow(row, software, recompute));
   const keys = fittedKeys(rows, cluster);
   const fitOptions = { cluster, keys, minimizer };

@@ -44,7 +44,9 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
   const elementBytes = bytesOfType(software.computeType);
   const sizes = rankSizes(workload, layout, elementBytes);
   const links = linksOf(nodes, cluster.inter, efficiency);
-  const timing = { device: nodes.device, efficiency: amongOthers(efficiency, layout, numMicroBatches, nodes) };
+  const timing = { device: nodes.device, efficiency: amongOthers(efficiency, layout, busyShare(layout, numMicroBatches), nodes) };
+  // All ranks update at the same time.
+  const updateTiming = { device: nodes.device, efficiency: amongOthers(efficiency, layout, 1, nodes) };
   const place = (size: number, stride: number): GroupPlacement => placeGroup(size, stride, nodes.devicesPerNode);
   const { tp, dp, ep, etp } = layout;
   const groups = { tp: place(tp, 1), etp: place(etp, 1), ep: place(ep, etp), dp: place(dp, tp) };
@@ -87,7 +89,7 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
       gradientSeconds:
         (1 - efficiency.overlap) * (seconds(shared, groups.dp) + seconds(experts, replicas)) +
         collectiveSeconds("allReduce", tiedBytes, tiedGroup, links),
-      optimizerSeconds: memorySeconds(timing, optimizerBytes * owned),
+      optimizerSeconds: memorySeconds(updateTiming, optimizerBytes * owned),
       sentBytes: sent(shared, dp) + sent(experts, replicas.size),
     };
   }
@@ -127,21 +129,26 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
   };
 }
 
+/** The share of a step's passes in which a rank of the pipeline computes: m / (m + pp - 1) of m micro-batches, or more where stages are interleaved. */
+function busyShare({ pp, interleave }: PlanLayout, numMicroBatches: number): number {
+  return (numMicroBatches * interleave) / (numMicroBatches * interleave + pp - 1);
+}
+
 /**
- * The efficiency of a device that shares its node with as many others as the layout needs. Those of its own stage compute when it does; those of other
- * stages do as often as a pipeline's ranks are busy, m / (m + pp - 1) of the time under 1F1B.
+ * The efficiency of a device that shares its node with as many others as the layout needs. Those of its own stage compute when it does, those of other
+ * stages so large a share of the time.
  */
 function amongOthers(
   efficiency: EfficiencyConfig,
   { pp, dp, tp }: PlanLayout,
-  numMicroBatches: number,
+  busy: number,
   { devicesPerNode }: NodeGroup,
 ): EfficiencyConfig {
   const { together, gemm, memory } = efficiency;
   const others = Math.min(devicesPerNode, pp * dp * tp) - 1;
   if (together === 1 || others === 0) return efficiency;
   const ofStage = Math.min(others, dp * tp - 1);
-  const computing = ofStage + ((others - ofStage) * numMicroBatches) / (numMicroBatches + pp - 1);
+  const computing = ofStage + (others - ofStage) * busy;
   // Beside all others a second of work takes 1 / together; beside a part of them, that part of the excess.
   const speed = 1 / (1 + ((1 / together - 1) * computing) / (devicesPerNode - 1));
   return { ...efficiency, gemm: gemm * speed, memory: memory * speed };

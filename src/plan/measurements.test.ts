@@ -63,6 +63,7 @@ describe("measurements", () => {
     [`${header}\n${good.replace("160.6", "fast")}`, /line 2: iteration time \(ms\): expected a positive number, got "fast"/],
     [`${header}\n${good.replace("160.6", "-1")}`, /line 2: iteration time .*got "-1"/],
     [`${header}\n${good.replace(",20,", ",20.5,")}`, /line 2: # layers: expected a whole number, got "20.5"/],
+    [`${header}\n${good.replace(",20,", ",99999999999,")}`, /line 2: # layers: expected at most 100000, got 99999999999/],
     [`${header}\n\n16,8,2,2048,16,20,1024,4,1,2,160`, /line 3: tensor 4 \* data 1 \* pipeline 2 parallelism is 8, not 16 GPUs/],
     [`${header}\n8,9,2,2048,16,20,1024,4,1,2,160`, /line 2: data parallelism 1 \* micro batch 2 does not divide the global batch 9/],
     [`${header}\n32,8,2,2048,16,2,1024,4,1,8,160`, /line 2: pipeline parallelism 8 for 2 layers/],

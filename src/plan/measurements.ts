@@ -87,6 +87,8 @@ const optionalColumns = [
 type Column = (typeof requiredColumns)[number] | (typeof optionalColumns)[number];
 
 const usualVocabulary = 50_257;
+/** More than any model has: a slip of the pen would otherwise be summed up layer by layer. */
+const mostLayers = 100_000;
 
 /** Reads the rows. Throws `file` naming the line for columns that are missing or unknown and for values that contradict each other. */
 export function parseMeasurements(text: string, path: string): Measurement[] {
@@ -217,6 +219,7 @@ function checkRow(row: Measurement, fail: (problem: string) => never): void {
     fail(`tensor ${tp} * data ${dp} * pipeline ${pp} parallelism is ${tp * dp * pp}, not ${numDevices} GPUs`);
   if (batchSequences % (dp * microBatch) !== 0)
     fail(`data parallelism ${dp} * micro batch ${microBatch} does not divide the global batch ${batchSequences}`);
+  if (numLayers > mostLayers) fail(`# layers: expected at most ${mostLayers}, got ${numLayers}`);
   if (pp > numLayers) fail(`pipeline parallelism ${pp} for ${numLayers} layers`);
   checkStages(row, fail);
   if (row.sequenceParallel && tp === 1) fail("sequence parallel with tensor parallelism 1");
