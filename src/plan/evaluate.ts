@@ -208,21 +208,25 @@ export class LayoutEvaluation {
   #evaluatePlain(): EvaluatedLayout | InfeasibleLayout {
     const problem = this.#problem();
     const { layers: given } = this.#options;
-    const step = this.#first(0).model.stepSeconds;
     if (given !== undefined) {
       if (partitionSeconds(problem, given) === null) return this.#tooLarge(given);
-      // The bound is that of all splits; with recomputation by stage no other split is known.
-      const free = typeof this.#options.recompute === "object" ? null : partitionLayers({ ...problem, maxNodes: 1 });
-      return this.#evaluated(given, { lowerBoundSeconds: free === null ? this.bound() : free.lowerBoundSeconds + step, optimal: false });
+      return this.#evaluated(given, { lowerBoundSeconds: this.#boundOfSplits(problem), optimal: false });
     }
     const found = partitionLayers(problem);
     if (found === null) return this.#tooLarge(evenSplit(this.numLayers, this.layout.pp));
     // The split is that of 1F1B; zero bubble runs it with less waiting, which its bound leaves out.
     const exact = this.schedule === "1f1b";
     return this.#evaluated(found.layers, {
-      lowerBoundSeconds: exact ? found.lowerBoundSeconds + step : this.bound(),
+      lowerBoundSeconds: exact ? found.lowerBoundSeconds + this.#first(0).model.stepSeconds : this.bound(),
       optimal: exact && found.optimal,
     });
+  }
+
+  /** Seconds below which no split is. The partition's bound is that of 1F1B; with recomputation by stage no other split is known. */
+  #boundOfSplits(problem: PartitionProblem): number {
+    if (this.schedule !== "1f1b" || typeof this.#options.recompute === "object") return this.bound();
+    const free = partitionLayers({ ...problem, maxNodes: 1 });
+    return free === null ? this.bound() : free.lowerBoundSeconds + this.#first(0).model.stepSeconds;
   }
 
   /** Stages, simulation, memory and terms of a split with one stage a rank. */

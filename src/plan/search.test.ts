@@ -196,6 +196,15 @@ describe("schedules", () => {
     expect(zero.memory[3]?.activations).toBeGreaterThan(plain.memory[3]?.activations ?? 0);
   });
 
+  test("the bound of a given zero-bubble split is not above another split's step", () => {
+    const fixed = { pp: 4, tp: 2, dp: 2, ep: 2, etp: 1, microBatch: 1, interleave: 1 };
+    // So few micro-batches that 1F1B waits for long: its bound is above what zero bubble takes.
+    const options = { ...smallOptions, workload: { ...smallOptions.workload, batchSequences: 8 }, fixed, schedule: "zeroBubble" as const };
+    const given = found(searchLayouts({ ...options, layers: [1, 3, 3, 5], lean: false })).fastest;
+    const free = found(searchLayouts({ ...options, lean: false })).fastest;
+    expect(given.lowerBoundSeconds).toBeLessThanOrEqual(free.seconds);
+  });
+
   test("interleaved stages are simulated, and their bubble is smaller", () => {
     const fixed = { pp: 4, tp: 2, dp: 2, ep: 2, etp: 1, microBatch: 1 };
     const plain = found(searchLayouts({ ...smallOptions, fixed: { ...fixed, interleave: 1 }, recompute: "none" })).fastest;
