@@ -59,6 +59,13 @@ export function peakFlops(device: DeviceConfig, type: ComputeType): number {
   );
 }
 
+/** Bytes of a device that a plan may use: `reserve` of them, a share, is left free. Throws `configuration` for a share that leaves none. */
+export function usableBytes(device: DeviceConfig, reserve: number): number {
+  if (!(reserve >= 0 && reserve < 1))
+    throw new MoeError("configuration", `memory reserve: expected a share of at least 0 and below 1, got ${reserve}`);
+  return device.memoryBytes * (1 - reserve);
+}
+
 /** Seconds of [batch] x [rows, depth] * [depth, columns]. An empty product takes none. */
 export function productSeconds(
   { device, efficiency }: DeviceTiming,

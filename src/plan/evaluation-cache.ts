@@ -1,7 +1,9 @@
 /** What is asked of an evaluation, and what the evaluations of one workload on one cluster share. */
 import type { ClusterConfig } from "../config/cluster.ts";
+import { MoeError } from "../util/errors.ts";
 import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
 import { createCostModel } from "./cost.ts";
+import { usableBytes } from "./device-time.ts";
 import { PartitionScratch } from "./partition.ts";
 import { compileSchedule, type CompiledSchedule } from "./simulate.ts";
 import { StageCosts, type RecomputePolicy } from "./stage-costs.ts";
@@ -16,7 +18,7 @@ export interface EvaluateOptions {
   readonly layers?: readonly number[];
   /** Default: interleaved where a rank has several stages, else 1f1b. */
   readonly schedule?: PipelineScheduleName;
-  /** Share of a device's memory that is left to the driver, libraries and fragmentation. */
+  /** Share of a device's memory that is left to the driver, libraries and fragmentation: at least 0, below 1. */
   readonly memoryReserve: number;
   /** Of the partition's search tree. */
   readonly maxNodes?: number;
@@ -31,11 +33,13 @@ export class EvaluationCache {
   readonly scratch = new PartitionScratch();
 
   stageCosts(layout: PlanLayout, nodeGroup: number, { workload, cluster, memoryReserve }: EvaluateOptions): StageCosts {
+    const device = cluster.nodes[nodeGroup]?.device;
+    if (device === undefined) throw new MoeError("internal", `costs of stages: cluster ${cluster.name} has no nodes ${nodeGroup}`);
     const plain = { ...layout, interleave: 1 };
     const key = JSON.stringify([nodeGroup, plain]);
     let costs = this.#stageCosts.get(key);
     if (costs === undefined) {
-      const memoryBytes = (cluster.nodes[nodeGroup]?.device.memoryBytes ?? 0) * (1 - memoryReserve);
+      const memoryBytes = usableBytes(device, memoryReserve);
       const exposed = { ...cluster, efficiency: { ...cluster.efficiency, overlap: 0 } };
       const sharded = plain.zero < 2 ? null : createCostModel({ workload, cluster: exposed, layout: { ...plain, zero: 3 }, nodeGroup });
       costs = new StageCosts(createCostModel({ workload, cluster, layout: plain, nodeGroup }), memoryBytes, sharded);

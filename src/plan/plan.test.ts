@@ -105,6 +105,8 @@ describe("what makes no sense is refused in one line that says what would", () =
     ["more recomputed than there is", { layers: [4, 4, 4, 4], recompute: [5, 0, 0, 0] }, /recompute 5 of stage 0, which has 4 layers/],
     ["recomputation by stage without stages", { recompute: [1, 0] }, /needs the layers of each stage/],
     ["sequences beyond the model", { sequenceLength: 65_536, batchTokens: 2 ** 22 }, /65536 tokens exceed the model's 32768 positions/],
+    ["a reserve of all memory", { memoryReserve: 1 }, /memory reserve: expected a share of at least 0 and below 1, got 1/],
+    ["a reserve below nothing", { memoryReserve: -0.1 }, /memory reserve: expected a share of at least 0 and below 1, got -0.1/],
     ["experts of a model without any", { model: modelPresets["skywork-13b"], fixed: { ep: 4 } }, /the model has no experts/],
   ] as const)("%s", (_, change, message) => {
     expect(() => planTraining({ ...request, ...(change as Partial<PlanRequest>) })).toThrow(message);

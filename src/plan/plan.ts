@@ -14,7 +14,7 @@ import { flopsPerToken, numActiveParams, numParams } from "../config/model-count
 import type { ModelConfig } from "../config/model.ts";
 import { MoeError } from "../util/errors.ts";
 import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
-import { bytesOfType, peakFlops } from "./device-time.ts";
+import { bytesOfType, peakFlops, usableBytes } from "./device-time.ts";
 import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type StepTerms } from "./evaluate.ts";
 import { EvaluationCache } from "./evaluation-cache.ts";
 import { layoutsOf, nearestMultiples, type FixedLayout } from "./layouts.ts";
@@ -41,7 +41,7 @@ export interface PlanRequest {
   readonly layers?: readonly number[];
   readonly recompute?: RecomputePolicy | readonly number[];
   readonly schedule?: PipelineScheduleName;
-  /** Default 0.05. */
+  /** Share of a device's memory that is left free: at least 0, below 1. Default 0.05. */
   readonly memoryReserve?: number;
   /** Default: `megatron` of the presets. */
   readonly software?: Software;
@@ -269,7 +269,7 @@ export function smallestThatFits(options: SearchOptions, { model, software = usu
     const count = nodes * group.devicesPerNode;
     // However they are spread: weights, gradients, and master and moments in f32.
     const leastBytes = numParams(model) * (bytesOfType(software.computeType) + software.gradientBytes + 8);
-    if (leastBytes > count * group.device.memoryBytes) continue;
+    if (leastBytes > count * usableBytes(group.device, options.memoryReserve)) continue;
     const cluster = tryHard(() => withNumDevices({ ...options.cluster, nodes: [group] }, count));
     if (cluster !== null && fitsSomehow({ ...options, cluster }, count)) return count;
   }
@@ -280,7 +280,7 @@ function fitsSomehow(options: SearchOptions, count: number): boolean {
   const devicesPerNode = Math.min(...options.cluster.nodes.map((group) => group.devicesPerNode));
   const layouts = tryHard(() => layoutsOf({ ...options, numDevices: count, devicesPerNode, fixed: options.fixed ?? {} }));
   const cache = new EvaluationCache();
-  const limit = Math.min(...options.cluster.nodes.map(({ device }) => device.memoryBytes));
+  const limit = Math.min(...options.cluster.nodes.map(({ device }) => usableBytes(device, options.memoryReserve)));
   return (layouts ?? [])
     .map((layout) => new LayoutEvaluation(layout, { ...options, maxNodes: 1 }, cache))
     .filter((evaluation) => evaluation.memoryBound() <= limit)

@@ -99,7 +99,8 @@ test("what cannot be held says how many cards would do, and that many do", () =>
   expect(() => planServing({ ...request, weights: "bf16", cluster: of(count - 1) })).toThrow("cannot hold");
 });
 
-test("sequences beyond the model and several kinds of cards are refused", () => {
+test("sequences beyond the model, several kinds of cards and a reserve of all memory are refused", () => {
+  expect(() => planServing({ ...request, memoryReserve: 1 })).toThrow("expected a share of at least 0 and below 1, got 1");
   expect(() => planServing({ ...request, promptTokens: 8000 })).toThrow("8000 + 512 tokens exceed the model's 8192 positions");
   expect(() => planServing({ ...request, cluster: { ...cards, nodes: [...cards.nodes, ...cards.nodes] } })).toThrow("devices of one kind");
 });

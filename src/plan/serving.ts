@@ -22,6 +22,7 @@ import { tensorParallelPlan, type TensorParallelPlan } from "../config/tensor-pa
 import { MoeError } from "../util/errors.ts";
 import { intervalLength } from "../util/partition.ts";
 import { collectiveSeconds, linksOf, placeGroup } from "./collectives.ts";
+import { usableBytes } from "./device-time.ts";
 
 export interface ServingRequest {
   readonly model: ModelConfig;
@@ -32,7 +33,7 @@ export interface ServingRequest {
   readonly kvElementBytes: 1 | 2;
   readonly promptTokens: number;
   readonly outputTokens: number;
-  /** Share of a card's memory that is left to the driver and libraries. */
+  /** Share of a card's memory that is left to the driver and libraries: at least 0, below 1. */
   readonly memoryReserve: number;
 }
 
@@ -85,7 +86,7 @@ export function planServing(request: ServingRequest): ServingReport {
   if (context > model.maxPositions)
     throw new MoeError("configuration", `${promptTokens} + ${outputTokens} tokens exceed the model's ${model.maxPositions} positions`);
   const ranks = group.devicesPerNode * group.numNodes;
-  const memoryBytes = group.device.memoryBytes * (1 - memoryReserve);
+  const memoryBytes = usableBytes(group.device, memoryReserve);
   const workspaceBytes = serveWorkspace(model, ranks);
   const fits = (numRanks: number, cacheTokens: number): TensorParallelPlan | null =>
     sharedPlan(request, numRanks, memoryBytes - serveWorkspace(model, numRanks), cacheTokens);

@@ -222,6 +222,11 @@ describe("moe plan refuses in one line that says what would do", () => {
   test("options that are none, and none at all, are wrong usage", async () => {
     expect((await refused("skywork-moe")).status).toBe(2);
     expect((await refused("skywork-moe", "--cluster", "a800", "--zero", "4")).message).toContain("expected 0, 1, 2 or 3");
+    for (const serve of [[], ["--serve"]]) {
+      const { status, message } = await refused("skywork-moe", "--cluster", "a800", "--memory-reserve", "1", ...serve);
+      expect(status).toBe(2);
+      expect(message).toContain("expected a number of at least 0 and below 1");
+    }
     expect((await refused("skywork-moe", "--cluster", "a800", "--objective", "speed")).status).toBe(2);
     expect((await refused("skywork-moe", "--cluster", "a800", "--recompute", "most")).status).toBe(2);
   });

@@ -85,7 +85,7 @@ export function addPlan(program: Command): void {
     )
     .option("--layers <list>", "layers of each stage: 5,5,5,4 or a Megatron layout such as 'Et*5|(t*5|)*2,t*4L'", layerList)
     .option("--recompute <how>", "auto, none, full, selective, or how many layers of each stage (with --layers)", recomputeOf)
-    .option("--memory-reserve <share>", "share of a device's memory that is left free", decimal(0), 0.05)
+    .option("--memory-reserve <share>", "share of a device's memory that is left free", shareBelowOne, 0.05)
     .option("--tokens <n>", "tokens of the whole run: days, device hours and cost", decimal(1))
     .option("--price <x>", "price of a device for an hour", decimal(0))
     .option("--serve", "plan serving instead: one tensor-parallel group over all devices")
@@ -99,6 +99,11 @@ export function addPlan(program: Command): void {
   addCalibrate(plan);
 }
 
+function shareBelowOne(text: string): number {
+  const share = decimal(0)(text);
+  if (share >= 1) throw new InvalidArgumentError("expected a number of at least 0 and below 1.");
+  return share;
+}
 function zeroStage(text: string): number {
   const stage = wholeNumber(0)(text);
   if (stage > 3) throw new InvalidArgumentError("expected 0, 1, 2 or 3.");
