@@ -74,7 +74,10 @@ describe("collectives", () => {
     );
   });
 
-  test("a message stays inside the node where its receiver is", () => {
-    expect(messageSeconds(1e8, 4, 8, links)).toBeLessThan(messageSeconds(1e8, 8, 8, links));
+  test("messages of a pipeline go through the network as soon as it fills more than one node", () => {
+    const seconds = (numRanks: number): number => messageSeconds(1e8, numRanks, 8, links);
+    expect(seconds(8)).toBeCloseTo(1e8 / (300e9 * links.efficiency.intraLink), 3);
+    expect(seconds(9)).toBeGreaterThan(seconds(8));
+    expect(seconds(64)).toBe(seconds(9));
   });
 });

@@ -75,9 +75,12 @@ function allToAllSeconds(bytes: number, { size, perNode }: GroupPlacement, { int
   return latencyInside + inter.latency + efficiency.interStepSeconds + Math.max(inside, outside);
 }
 
-/** Seconds of one message of `bytes` to a rank `stride` ranks away. */
-export function messageSeconds(bytes: number, stride: number, devicesPerNode: number, links: Links): number {
+/**
+ * Seconds of one message of `bytes` between neighbouring stages of a pipeline that takes `numRanks` ranks, one node after the other. Where it fills more than
+ * one node, some of its boundaries lie between nodes, and a pipeline keeps the pace of its slowest boundary: all are taken as such.
+ */
+export function messageSeconds(bytes: number, numRanks: number, devicesPerNode: number, links: Links): number {
   const { intra, inter, efficiency } = links;
-  if (stride < devicesPerNode) return intra.latency + efficiency.intraStepSeconds + bytes / (intra.bandwidth * efficiency.intraLink);
+  if (numRanks <= devicesPerNode) return intra.latency + efficiency.intraStepSeconds + bytes / (intra.bandwidth * efficiency.intraLink);
   return inter.latency + efficiency.interStepSeconds + bytes / (inter.bandwidth * efficiency.interLink);
 }

@@ -225,4 +225,13 @@ describe("cost model", () => {
       costOf(skyworkMoe, { ...one, pp: 2, tp: 4, ep: 4 }, withNumDevices(a800, devices)).boundary().seconds;
     expect(boundary(4)).toBeGreaterThan(boundary(8));
   });
+
+  test("a pipeline of short stages over several nodes waits for the boundaries between nodes, though others lie inside", () => {
+    // Two stages of 4 ranks on a node of 8: every second boundary goes through the network, with a quarter of 8192 x 4608 bf16 a rank.
+    const boundary = (pp: number): number => costOf(skyworkMoe, { ...one, pp, tp: 4, ep: 4, sequenceParallel: true }).boundary().seconds;
+    const { inter, efficiency } = a800;
+    const throughNetwork = (8192 * 4608 * 2) / 4 / (inter.bandwidth * efficiency.interLink);
+    expect(boundary(2)).toBeLessThan(throughNetwork / 2);
+    for (const pp of [3, 16]) expect(boundary(pp) / throughNetwork).toBeCloseTo(1, 1);
+  });
 });

@@ -118,7 +118,7 @@ export function createCostModel({ workload, cluster, layout, nodeGroup = 0 }: Co
       seconds:
         layout.pp === 1
           ? 0
-          : messageSeconds(messageBytes, dp * tp, nodes.devicesPerNode, links) +
+          : messageSeconds(messageBytes, layout.pp * dp * tp, nodes.devicesPerNode, links) +
             (layout.sequenceParallel ? 0 : collectiveSeconds("allGather", messageBytes * tp, groups.tp, links)),
       bytes: layout.pp === 1 ? 0 : messageBytes,
     }),
