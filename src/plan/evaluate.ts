@@ -122,12 +122,16 @@ export class LayoutEvaluation {
     return Math.max(average, filled, counted) + optimizer + this.#first(0).model.stepSeconds;
   }
 
-  /** Bytes below which the fullest rank is not, with everything recomputed: the average of what all ranks hold at least. */
+  /** Bytes below which the fullest rank is not, with as much recomputed as may be: the average of what all ranks hold at least. */
   memoryBound(): number {
     const costs = this.#first(0);
-    const everything = { full: this.numLayers, selective: 0 };
+    const { recompute = "auto" } = this.#options;
+    const counts = {
+      full: recompute === "none" || recompute === "selective" ? 0 : this.numLayers,
+      selective: recompute === "selective" ? this.numLayers : 0,
+    };
     // Every rank has a micro-batch in flight at least.
-    const bytes = costs.fixedBytes(0, this.numLayers) + costs.keptBytes(0, this.numLayers, everything);
+    const bytes = costs.fixedBytes(0, this.numLayers) + costs.keptBytes(0, this.numLayers, counts);
     return bytes / this.layout.pp;
   }
 

@@ -54,6 +54,30 @@ describe("search over layouts", () => {
     expect(search.leanest.peakMemoryBytes).toBeLessThanOrEqual(Math.min(...feasible.map(({ peakMemoryBytes }) => peakMemoryBytes)));
   });
 
+  test.each<[string, Partial<SearchOptions>]>([
+    ["nothing recomputed", { recompute: "none" }],
+    ["attention recomputed", { recompute: "selective" }],
+    ["everything recomputed", { recompute: "full" }],
+    ["recomputation as needed", {}],
+    ["two stages a rank", { fixed: { interleave: 2 } }],
+    ["an interleaved schedule and nothing recomputed", { schedule: "interleaved", recompute: "none" }],
+    ["zero bubble", { schedule: "zeroBubble" }],
+  ])("the leanest plan with %s holds no more than any layout, and no bound is above what its layout holds", (_, more) => {
+    const options = { ...smallOptions, ...more };
+    const { workload, fixed = {}, schedule, recompute = "full" } = options;
+    const layouts = layoutsOf({ workload, numDevices: 16, devicesPerNode: 8, fixed, ...(schedule === undefined ? {} : { schedule }) });
+    const cache = new EvaluationCache();
+    let least = Infinity;
+    for (const layout of layouts) {
+      const evaluation = new LayoutEvaluation(layout, { ...options, recompute, maxNodes: 1000 }, cache);
+      const result = evaluation.evaluate();
+      if (!isFeasible(result)) continue;
+      expect(evaluation.memoryBound()).toBeLessThanOrEqual(result.peakMemoryBytes);
+      least = Math.min(least, result.peakMemoryBytes);
+    }
+    expect(found(searchLayouts(options)).leanest.peakMemoryBytes).toBeLessThanOrEqual(least);
+  });
+
   test("every plan's terms add up to its step, its layers to the model's, and its memory is within the limit", () => {
     const search = found(searchLayouts(smallOptions));
     for (const plan of [...search.ranked, search.leanest, ...search.pareto]) {

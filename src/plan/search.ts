@@ -99,17 +99,23 @@ function refined(ranked: readonly EvaluatedLayout[], options: SearchOptions, cac
   return again.toSorted(byTime);
 }
 
-/** The plans that hold the least: with everything recomputed, where nothing else was asked for. */
+/**
+ * The plans that hold the least: with everything recomputed, where nothing else was asked for. Interleaved stages hold more than one stage a
+ * rank does, so they are looked at only where the latter is excluded.
+ */
 function leanPlans(options: SearchOptions, layouts: readonly PlanLayout[], cache: EvaluationCache): EvaluatedLayout[] {
-  if (options.lean === false || (options.recompute !== undefined && options.recompute !== "auto")) return [];
-  const plain = layouts
-    .filter(({ interleave }) => interleave === 1)
-    .map((layout) => new LayoutEvaluation(layout, { maxNodes: 1000, ...options, recompute: "full" }, cache))
+  if (options.lean === false) return [];
+  const { recompute = "auto" } = options;
+  const plain = layouts.filter(({ interleave }) => interleave === 1);
+  const bounded = (plain.length > 0 ? plain : layouts)
+    .map(
+      (layout) => new LayoutEvaluation(layout, { maxNodes: 1000, ...options, recompute: recompute === "auto" ? "full" : recompute }, cache),
+    )
     .map((evaluation) => ({ evaluation, bound: evaluation.memoryBound() }))
     .toSorted((a, b) => a.bound - b.bound || compareLayouts(a.evaluation.layout, b.evaluation.layout));
   const found: EvaluatedLayout[] = [];
   let least = Infinity;
-  for (const { evaluation, bound } of plain) {
+  for (const { evaluation, bound } of bounded) {
     if (bound > least) break;
     const result = evaluation.evaluate();
     if (!isFeasible(result)) continue;
