@@ -2,15 +2,18 @@
  * What a device runs for the second half of a layer: norm, a dense feed-forward network or experts, residual. Letters as in
  * `attention-operations.ts`; F columns of the rank's network, K experts a token, E experts of the rank.
  *
- * Experts over the tensor-parallel ranks (ep = tp, etp = 1; Skywork-MoE's expert data parallelism) need no exchange of tokens where
+ * Experts over just the tensor-parallel ranks (ep * etp = tp; Skywork-MoE's expert data parallelism has ep = tp) need no exchange of tokens where
  * activations are whole on every rank: each computes its experts on all tokens, and the sum that the layer needs anyway adds them up.
- * Everything else exchanges tokens: all-to-all over the ep ranks, and over etp a gather before and a scattered sum behind the experts.
+ * Otherwise each rank has tokens of its own (its part of the sequence, or of what the tensor-parallel ranks hold alike) and exchanges them: all-to-all over
+ * the ep ranks, and over etp a gather before and a scattered sum behind the experts; nothing, where every rank has all experts. Our trainer decides the
+ * same way (`src/train/parallel/place.ts`, `src/nn/moe/sharded.ts`).
  */
 import type { ComputeType } from "../config/cluster.ts";
 import { expertsOf } from "./shape.ts";
 import { expertSizes, largestShare, type ExpertSizes } from "./sizes.ts";
 import type { Pass } from "./pass.ts";
 import type { OperationContext } from "./operations.ts";
+import type { PlanLayout } from "./types.ts";
 
 /** Products with a width of `columns`: gate and up in one (3 matrices), or up (2). */
 function wide({ workload: { model } }: OperationContext, columns: number): number {
@@ -81,16 +84,22 @@ function networkBackward(
     .product({ rows: width, columns: H, depth: rows, batch: experts }, type);
 }
 
-/** Whether tokens travel to their experts. */
-export function exchangesTokens({ tp, ep, etp, sequenceParallel }: OperationContext["layout"]): boolean {
-  if (ep * etp === 1) return false;
-  return sequenceParallel || ep > tp || (ep > 1 && etp > 1) || (ep === 1 && etp !== tp);
+/** Whether ranks have tokens of their own for the experts, which travel where experts are cut; otherwise each rank takes all tokens of its group. */
+function exchangesTokens({ tp, ep, etp, sequenceParallel }: PlanLayout): boolean {
+  return ep * etp !== tp || (sequenceParallel && tp > 1);
+}
+
+/** Makes what is between layers of the ranks' results (backward: of their gradients): a sum of parts, or every rank's tokens side by side. */
+function joinResults(pass: Pass, { workload, sizes, layout, groups }: OperationContext): void {
+  const bytes = sizes.elementBytes * sizes.tokens * workload.model.hiddenSize;
+  if (!exchangesTokens(layout)) pass.collective("allReduce", bytes, groups.tp, "tp");
+  else if (!layout.sequenceParallel) pass.collective("allGather", bytes, groups.tp, "tp");
 }
 
 function expertsForward(pass: Pass, context: OperationContext, experts: ExpertSizes): void {
-  const { workload, sizes, layout, groups } = context;
+  const { workload, sizes } = context;
   const { hiddenSize: H } = workload.model;
-  const { tokens: T, rowTokens, elementBytes: e } = sizes;
+  const { rowTokens, elementBytes: e } = sizes;
   route(pass, context, 1);
   sharedExpert(pass, context, networkForward);
   planExchange(pass, context, experts);
@@ -101,14 +110,13 @@ function expertsForward(pass: Pass, context: OperationContext, experts: ExpertSi
   networkForward(pass, context, experts);
   pass.memory(2 * e * rows * H);
   exchange(pass, context, experts);
-  if (!exchangesTokens(layout)) pass.collective("allReduce", e * T * H, groups.tp, "tp");
-  else if (!layout.sequenceParallel) pass.collective("allGather", e * T * H, groups.tp, "tp");
+  joinResults(pass, context);
   pass.memory(2 * e * rowTokens * H);
 }
 
 function expertsBackward(pass: Pass, context: OperationContext, experts: ExpertSizes): void {
   const { workload, sizes, layout, groups } = context;
-  const { hiddenSize: H } = workload.model;
+  const { hiddenSize: H, moe } = workload.model;
   const { tokens: T, elementBytes: e } = sizes;
   const rows = experts.experts * experts.rowsPerExpert;
   exchange(pass, context, experts);
@@ -117,9 +125,10 @@ function expertsBackward(pass: Pass, context: OperationContext, experts: ExpertS
   pass.memory(2 * e * rows * H);
   exchange(pass, context, experts);
   sharedExpert(pass, context, networkBackward);
+  // Each rank's experts know a part of the gradient of every combine weight, in f32.
+  if (!exchangesTokens(layout)) pass.collective("allReduce", 4 * T * (moe?.topK ?? 0), groups.tp, "tp");
   route(pass, context, 2);
-  if (!exchangesTokens(layout)) pass.collective("allReduce", e * T * H, groups.tp, "tp");
-  else if (!layout.sequenceParallel) pass.collective("allGather", e * T * H, groups.tp, "tp");
+  joinResults(pass, context);
 }
 
 /** The router: one product in f32, softmax and top-k, the lists of rows. `products` 1 forward, 2 backward. */
@@ -132,10 +141,18 @@ function route(pass: Pass, { workload, sizes, layer }: OperationContext, product
   pass.memory(T * (16 * moe.numExperts + 24 * moe.topK), 6);
 }
 
+/**
+ * A shared expert is cut over tp and takes all tokens, as a dense network does. Its sum is that of the routed experts where they have one; where tokens are
+ * exchanged it needs one of its own.
+ */
 function sharedExpert(pass: Pass, context: OperationContext, network: typeof networkForward): void {
-  const shared = expertsOf(context.workload.model, context.layer)?.sharedExpert ?? null;
+  const { workload, sizes, layout, groups } = context;
+  const shared = expertsOf(workload.model, context.layer)?.sharedExpert ?? null;
   if (shared === null) return;
-  network(pass, context, { experts: 1, columns: largestShare(shared.ffnSize, context.layout.tp), rowsPerExpert: context.sizes.tokens });
+  const bytes = sizes.elementBytes * sizes.tokens * workload.model.hiddenSize;
+  if (layout.sequenceParallel) pass.collective("allGather", bytes, groups.tp, "tp");
+  network(pass, context, { experts: 1, columns: largestShare(shared.ffnSize, layout.tp), rowsPerExpert: sizes.tokens });
+  if (exchangesTokens(layout)) pass.collective(layout.sequenceParallel ? "reduceScatter" : "allReduce", bytes, groups.tp, "tp");
 }
 
 /** Which rows go where, and how many: ranks of a tensor-parallel group know each other's choices. */
@@ -155,7 +172,8 @@ function exchange(
 ): void {
   if (!exchangesTokens(layout)) return;
   const rowBytes = sizes.elementBytes * workload.model.hiddenSize;
-  if (workload.software.sortsArrived === true) pass.memory(2 * experts * rowsPerExpert * rowBytes);
+  // Rows of one rank come in the order of their experts.
+  if (workload.software.sortsArrived === true && layout.ep * layout.etp > 1) pass.memory(2 * experts * rowsPerExpert * rowBytes);
   pass.collective("allToAll", sentRows * rowBytes * layout.ep, groups.ep, "ep");
   // Over etp every rank needs all rows of the group's experts.
   if (layout.etp > 1) pass.collective("allGather", experts * rowsPerExpert * rowBytes, groups.etp, "ep");
