@@ -5,6 +5,7 @@ import {
   type LayoutSummary,
   type PlanReport,
   type PlanSummary,
+  type RunnerUp,
   type ServingReport,
   type StepTerms,
 } from "../plan/index.ts";
@@ -56,7 +57,7 @@ export function describeTraining(report: PlanReport, { seconds, files, source }:
           "no plan is better in both time and memory:",
           formatTable([summaryHead, ...report.pareto.map((p, i) => summaryRow(String(i + 1), p))]),
         ]),
-    ...(report.runnersUp.length === 0 ? [] : ["", "what the next ones lose:", ...report.runnersUp.slice(0, 5).map(lossLine)]),
+    ...runnersUpLines(report),
     ...(infeasible.length === 0
       ? []
       : ["", "what does not fit:", ...infeasible.slice(0, 5).map(({ layout: other, reason }) => `  ${describeLayout(other)}: ${reason}`)]),
@@ -105,16 +106,33 @@ function splitOf({ stages, recompute }: LayoutSummary): string {
   return `layers ${parts.map(({ text, count }) => (count === 1 ? text : `${text} x${count}`)).join(", ")}`;
 }
 
-function lossLine({ layout, stepTimeMs, losses }: PlanReport["runnersUp"][number]): string {
-  const told = losses.filter(({ ms }) => ms > 0.005 * stepTimeMs).slice(0, 3);
-  const gains = losses
-    .filter(({ ms }) => ms < -0.005 * stepTimeMs)
+function runnersUpLines({ objective, runnersUp }: PlanReport): string[] {
+  if (runnersUp.length === 0) return [];
+  const byMemory = objective === "memory";
+  const lines = runnersUp.slice(0, 5).map((other) => (byMemory ? excessLine(other) : lossLine(other)));
+  return ["", byMemory ? "what the next ones hold more:" : "what the next ones lose:", ...lines];
+}
+
+function lossLine({ layout, stepTimeMs, losses }: RunnerUp): string {
+  const differences = losses.map(({ term, ms }) => ({ name: termNames[term], value: ms, text: `${ms.toFixed(1)} ms` }));
+  return `  ${describeLayout(layout)}: ${stepTimeMs.toFixed(1)} ms; ${whyOf(differences, 0.005 * stepTimeMs) || "as fast"}`;
+}
+
+function excessLine({ layout, peakMemoryBytes, excesses }: RunnerUp): string {
+  const differences = excesses.map(({ part, bytes }) => ({ name: part, value: bytes, text: `${(bytes / 2 ** 30).toFixed(2)} GiB` }));
+  return `  ${describeLayout(layout)}: ${gibibytes(peakMemoryBytes)} GiB; ${whyOf(differences, 0.005 * peakMemoryBytes) || "as much"}`;
+}
+
+/** Largest losses against largest gains, of those above `least`; the list begins with the largest loss. */
+function whyOf(differences: readonly { readonly name: string; readonly value: number; readonly text: string }[], least: number): string {
+  const losses = differences.filter(({ value }) => value > least).slice(0, 3);
+  const gains = differences
+    .filter(({ value }) => value < -least)
     .toReversed()
     .slice(0, 2);
-  const text = (list: typeof losses): string =>
-    list.map(({ term, ms }) => `${termNames[term]} ${ms > 0 ? "+" : ""}${ms.toFixed(1)} ms`).join(", ");
-  const why = [text(told), gains.length === 0 ? "" : `against ${text(gains)}`].filter((part) => part !== "").join(" ");
-  return `  ${describeLayout(layout)}: ${stepTimeMs.toFixed(1)} ms; ${why === "" ? "as fast" : why}`;
+  const told = (list: typeof differences): string =>
+    list.map(({ name, value, text }) => `${name} ${value > 0 ? "+" : ""}${text}`).join(", ");
+  return [told(losses), gains.length === 0 ? "" : `against ${told(gains)}`].filter((part) => part !== "").join(" ");
 }
 
 function runLine({ tokens, steps, days, deviceHours, cost }: NonNullable<PlanReport["run"]>): string {

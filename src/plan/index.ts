@@ -19,6 +19,7 @@ export {
   type PlanResult,
   type PlanSummary,
   type RunEstimate,
+  type RunnerUp,
 } from "./plan.ts";
 export { describeLayout, lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 export { gptShape, shapeOf } from "./shape.ts";

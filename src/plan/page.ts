@@ -5,10 +5,10 @@
  */
 import { barChart, escapeHtml, scatterPlot, timelineChart } from "./charts.ts";
 import { gibibytes } from "./excess.ts";
-import type { PlanReport, PlanSummary } from "./plan.ts";
+import type { PlanReport, PlanSummary, RunnerUp } from "./plan.ts";
 import { describeLayout } from "./search.ts";
 import type { TimelineEntry } from "./simulate.ts";
-import type { StageMemory } from "./types.ts";
+import { memoryParts, type StageMemory } from "./types.ts";
 
 export interface PlanPage {
   readonly title: string;
@@ -18,8 +18,6 @@ export interface PlanPage {
   readonly memoryLimits: readonly number[];
   readonly notes: readonly string[];
 }
-
-const memoryParts = ["weights", "gradients", "optimizer", "activations", "workspace"] as const;
 
 export function planPage({ title, report, timeline, memory, memoryLimits, notes }: PlanPage): string {
   const { plan, cluster } = report;
@@ -72,7 +70,7 @@ ${table(
   Object.entries(plan.termsMs).map(([term, ms]) => [term, (ms as number).toFixed(1), percent((ms as number) / plan.stepTimeMs)]),
 )}
 <h2>Step time and memory</h2>
-<p>Numbered: plans that no other beats in both. Small: runners-up by time.</p>
+<p>Numbered: plans that no other beats in both. Small: runners-up by ${report.objective}.</p>
 ${scatterPlot(points, others, "step, ms", "peak memory, GiB")}
 ${table(
   summaryHead,
@@ -80,16 +78,7 @@ ${table(
 )}
 <h2>Best by each purpose</h2>
 ${table(summaryHead, [summaryCells("time", report.byTime), summaryCells("memory", report.byMemory), summaryCells("cost", report.byCost)])}
-<h2>What the next ones lose</h2>
-${table(
-  ["layout", "step ms", "loses", "gains"],
-  report.runnersUp.map((r) => [
-    describeLayout(r.layout),
-    r.stepTimeMs.toFixed(1),
-    terms(r.losses.filter(({ ms }) => ms > 0.5)),
-    terms(r.losses.filter(({ ms }) => ms < -0.5)),
-  ]),
-)}
+${runnersUpSection(report)}
 <h2>What does not fit</h2>
 ${
   report.infeasible.length === 0
@@ -155,8 +144,24 @@ function runSection({ run }: PlanReport): string {
   return `<h2>The whole run</h2>\n${table(["tokens", "steps", "days", "device hours", "cost"], [row])}`;
 }
 
-function terms(list: readonly { readonly term: string; readonly ms: number }[]): string {
-  return list.map(({ term, ms }) => `${term} ${Math.abs(ms).toFixed(1)} ms`).join(", ");
+function runnersUpSection({ objective, runnersUp }: PlanReport): string {
+  const differences = (r: RunnerUp): { readonly name: string; readonly sign: number; readonly text: string }[] =>
+    objective === "memory"
+      ? r.excesses
+          .filter(({ bytes }) => Math.abs(bytes) > 2 ** 24)
+          .map(({ part, bytes }) => ({ name: part, sign: Math.sign(bytes), text: `${gibibytes(Math.abs(bytes))} GiB` }))
+      : r.losses
+          .filter(({ ms }) => Math.abs(ms) > 0.5)
+          .map(({ term, ms }) => ({ name: term, sign: Math.sign(ms), text: `${Math.abs(ms).toFixed(1)} ms` }));
+  const told = (r: RunnerUp, sign: number): string =>
+    differences(r)
+      .filter((difference) => difference.sign === sign)
+      .map(({ name, text }) => `${name} ${text}`)
+      .join(", ");
+  const head = objective === "memory" ? ["layout", "GiB", "holds more", "holds less"] : ["layout", "step ms", "loses", "gains"];
+  const size = (r: RunnerUp): string => (objective === "memory" ? gibibytes(r.peakMemoryBytes) : r.stepTimeMs.toFixed(1));
+  const rows = runnersUp.map((r) => [describeLayout(r.layout), size(r), told(r, 1), told(r, -1)]);
+  return `<h2>${objective === "memory" ? "What the next ones hold more" : "What the next ones lose"}</h2>\n${table(head, rows)}`;
 }
 
 function legend(items: readonly (readonly [string, string])[]): string {

@@ -5,7 +5,7 @@ import { flopsPerToken } from "../config/model-counts.ts";
 import { escapeHtml, ticks } from "./charts.ts";
 import { LayoutEvaluation } from "./evaluate.ts";
 import { planPage } from "./page.ts";
-import { planTraining, type PlanRequest } from "./plan.ts";
+import { objectives, planTraining, type PlanRequest } from "./plan.ts";
 import { chromeTrace } from "./trace.ts";
 
 const a800 = findClusterPreset("a800");
@@ -40,6 +40,38 @@ describe("a plan", () => {
     const { report, cluster } = planTraining({ ...request, objective: "cost" });
     expect(report.plan.deviceSecondsPerMillionTokens).toBeLessThanOrEqual(report.byTime.deviceSecondsPerMillionTokens);
     expect(cluster.nodes[0]?.numNodes).toBe(report.plan.numDevices / 8);
+  });
+
+  test("by cost is the cheapest of all, half and a quarter of the devices, whatever is asked for", () => {
+    // An eighth, 4 devices, cannot hold the model.
+    const each = [32, 16, 8].map((count) => planTraining({ ...request, cluster: withNumDevices(a800, count) }).report.byTime);
+    const least = Math.min(...each.map(({ deviceSecondsPerMillionTokens }) => deviceSecondsPerMillionTokens));
+    // Otherwise this says nothing: the cheapest is not on all devices.
+    expect(least).toBeLessThan(0.99 * (each[0]?.deviceSecondsPerMillionTokens ?? 0));
+    for (const objective of [undefined, ...objectives]) {
+      const { byCost } = planTraining({ ...request, ...(objective === undefined ? {} : { objective }) }).report;
+      expect(byCost.deviceSecondsPerMillionTokens / least).toBeCloseTo(1, 6);
+    }
+  });
+
+  test.each(objectives)("by %s comes before its runners-up, on the same devices, and the differences add up", (objective) => {
+    const { plan, runnersUp } = planTraining({ ...request, objective }).report;
+    expect(runnersUp.length).toBeGreaterThan(2);
+    let last = -Infinity;
+    for (const other of runnersUp) {
+      const size = objective === "memory" ? other.peakMemoryBytes : other.stepTimeMs;
+      expect(size).toBeGreaterThanOrEqual(last * (1 - 1e-9));
+      last = size;
+      expect(other.numDevices).toBe(plan.numDevices);
+      expect(other.layout).not.toEqual(plan.layout);
+      expect(other.losses.reduce((sum, { ms }) => sum + ms, 0)).toBeCloseTo(other.stepTimeMs - plan.stepTimeMs, 6);
+      expect(other.excesses.reduce((sum, { bytes }) => sum + bytes, 0) / other.peakMemoryBytes).toBeCloseTo(
+        (other.peakMemoryBytes - plan.peakMemoryBytes) / other.peakMemoryBytes,
+        6,
+      );
+    }
+    const first = objective === "memory" ? plan.peakMemoryBytes : plan.stepTimeMs;
+    expect(first).toBeLessThanOrEqual(Math.min(...runnersUp.map((r) => (objective === "memory" ? r.peakMemoryBytes : r.stepTimeMs))));
   });
 
   test("of a run: steps, days, device hours and cost follow from the step", () => {

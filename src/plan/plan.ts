@@ -3,8 +3,8 @@
  * what was found, what it lost to, what is impossible and why, and what a training run of so many tokens takes.
  *
  * Cost: a token's price is devices * step time * price of a device. On a fixed number of devices the fastest is the cheapest, so the
- * search for cost asks again with half, a quarter and an eighth of the devices: the same batch on fewer devices has more micro-batches for each
- * and waits less.
+ * search for cost asks again with an eighth, a quarter and half of the devices: the same batch on fewer devices has more micro-batches for
+ * each and waits less. Each time it looks only for steps that are cheaper than what was found.
  *
  * Model FLOPs utilization counts a multiply-add as 2 and causal attention once, no recomputation (`flopsPerToken`), against the peak of the
  * devices in the compute type.
@@ -18,14 +18,17 @@ import { bytesOfType, peakFlops, usableBytes } from "./device-time.ts";
 import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type StepTerms } from "./evaluate.ts";
 import { EvaluationCache } from "./evaluation-cache.ts";
 import { layoutsOf, nearestMultiples, type FixedLayout } from "./layouts.ts";
-import { lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
+import { excessesOf, lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 import type { RecomputePolicy } from "./stage-costs.ts";
 import { shapeOf } from "./shape.ts";
 import { softwarePresets } from "./software.ts";
-import type { PlanLayout, Software } from "./types.ts";
+import type { MemoryPart, PlanLayout, Software } from "./types.ts";
 
 /** What programs of today do. */
 const usualSoftware: Software = softwarePresets.megatron;
+
+/** Of a report. */
+const numRunnersUp = 8;
 
 export const objectives = ["time", "memory", "cost"] as const;
 export type Objective = (typeof objectives)[number];
@@ -82,6 +85,8 @@ export interface PlanSummary {
 export interface RunnerUp extends PlanSummary {
   /** Against the best: milliseconds by term, losses first. */
   readonly losses: readonly { readonly term: keyof StepTerms; readonly ms: number }[];
+  /** Against the best: bytes of the fullest device by kind, what it holds more first. */
+  readonly excesses: readonly { readonly part: MemoryPart; readonly bytes: number }[];
 }
 
 export interface RunEstimate {
@@ -108,7 +113,9 @@ export interface PlanReport {
   readonly byTime: PlanSummary;
   readonly byMemory: PlanSummary;
   readonly byCost: PlanSummary;
+  /** The next ones by the objective, on the same devices. */
   readonly runnersUp: readonly RunnerUp[];
+  /** This and what follows is of the devices that the best plan uses. */
   readonly pareto: readonly PlanSummary[];
   readonly infeasible: readonly { readonly layout: PlanLayout; readonly reason: string }[];
   readonly search: { readonly numLayouts: number; readonly numEvaluated: number; readonly lowerBoundMs: number };
@@ -131,21 +138,15 @@ export interface PlanResult {
  */
 export function planTraining(request: PlanRequest): PlanResult {
   const options = searchOptions(request);
-  const found = searchOrExplain(options, request);
+  const { objective = "time" } = request;
+  const whole: Searched = { search: searchOrExplain(options, request), cluster: options.cluster };
+  const cheapest = cheapestOf(whole, options, request);
   const summary = (plan: EvaluatedLayout, cluster: ClusterConfig): PlanSummary => summarize(plan, cluster, request);
-  const smaller = request.objective === "cost" || request.objective === undefined ? smallerClusters(options) : [];
-  const all = summary(found.fastest, options.cluster);
-  const costs = [{ summary: all, search: found, cluster: options.cluster }];
-  for (const cluster of smaller) {
-    const search = tryHard(() => searchLayouts({ ...options, cluster, slack: 0, lean: false }));
-    if (search !== null && typeof search !== "string") costs.push({ summary: summary(search.fastest, cluster), search, cluster });
-  }
-  const cheapest = costs.reduce((a, b) => (priceOf(b, request) < priceOf(a, request) * (1 - 1e-9) ? b : a));
-  const objective = request.objective ?? "time";
-  const best = objective === "memory" ? found.leanest : objective === "cost" ? cheapest.search.fastest : found.fastest;
-  const cluster = objective === "cost" ? cheapest.cluster : options.cluster;
+  const { search: found, cluster } = objective === "cost" ? withRunnersUp(cheapest, whole, options) : whole;
+  const ranked = objective === "memory" ? found.rankedByMemory : found.ranked;
+  const best = objective === "memory" ? found.leanest : found.fastest;
   const plan = summary(best, cluster);
-  const others = found.ranked.filter((other) => other !== best).slice(0, 8);
+  const others = ranked.filter((other) => other !== best).slice(0, numRunnersUp);
   const report: PlanReport = {
     cluster: {
       name: cluster.name,
@@ -162,14 +163,15 @@ export function planTraining(request: PlanRequest): PlanResult {
     memoryBytesPerStage: plan.memoryBytesPerStage,
     lowerBoundMs: plan.lowerBoundMs,
     plan,
-    byTime: all,
-    byMemory: summary(found.leanest, options.cluster),
-    byCost: cheapest.summary,
+    byTime: summary(whole.search.fastest, whole.cluster),
+    byMemory: summary(whole.search.leanest, whole.cluster),
+    byCost: summary(cheapest.search.fastest, cheapest.cluster),
     runnersUp: others.map((other) => ({
-      ...summary(other, options.cluster),
+      ...summary(other, cluster),
       losses: lossesOf(best, other).map(({ term, seconds }) => ({ term, ms: 1e3 * seconds })),
+      excesses: excessesOf(best, other),
     })),
-    pareto: found.pareto.map((other) => summary(other, options.cluster)),
+    pareto: found.pareto.map((other) => summary(other, cluster)),
     infeasible: found.infeasible.map(({ layout, reason }) => ({ layout, reason })),
     search: { numLayouts: found.numLayouts, numEvaluated: found.numEvaluated, lowerBoundMs: 1e3 * found.lowerBoundSeconds },
     run: request.targetTokens === undefined ? null : runEstimate(plan, cluster, request, request.targetTokens),
@@ -287,10 +289,37 @@ function fitsSomehow(options: SearchOptions, count: number): boolean {
     .some((evaluation) => isFeasible(evaluation.evaluate()));
 }
 
-/** Half, a quarter and an eighth of the devices, where these are whole nodes. */
-function smallerClusters({ cluster, fixed }: SearchOptions): ClusterConfig[] {
-  if (fixed?.dp !== undefined || cluster.nodes.length > 1) return [];
-  return [2, 4, 8].flatMap((part) => {
+/** A search and the devices that it was about. */
+interface Searched {
+  readonly search: SearchResult;
+  readonly cluster: ClusterConfig;
+}
+
+/** The cheapest of all devices and of fewer; of equals the one with more devices. */
+function cheapestOf(whole: Searched, options: SearchOptions, { pricePerHour }: PlanRequest): Searched {
+  let cheapest = whole;
+  let price = whole.search.fastest.seconds * clusterPrice(whole.cluster, pricePerHour ?? 1);
+  for (const cluster of smallerClusters(whole.cluster)) {
+    const perSecond = clusterPrice(cluster, pricePerHour ?? 1);
+    const below = (price / perSecond) * (1 - 1e-9);
+    const search = tryHard(() => searchLayouts({ ...options, cluster, slack: 0, lean: false, below }));
+    if (search === null || typeof search === "string" || search.fastest.seconds >= below) continue;
+    [cheapest, price] = [{ search, cluster }, search.fastest.seconds * perSecond];
+  }
+  return cheapest;
+}
+
+/** The search for the cheapest looked for nothing else: once more, with the plans that come next and the leanest ones. */
+function withRunnersUp(cheapest: Searched, whole: Searched, options: SearchOptions): Searched {
+  const { cluster } = cheapest;
+  const search = cluster === whole.cluster ? whole.search : searchLayouts({ ...options, cluster });
+  if (typeof search === "string") throw new MoeError("internal", `plan by cost: ${search}`);
+  return { search, cluster };
+}
+
+/** An eighth, a quarter and half of the devices, where these are whole nodes; the last ones of the cluster are left out. */
+function smallerClusters(cluster: ClusterConfig): ClusterConfig[] {
+  return [8, 4, 2].flatMap((part) => {
     const count = numDevices(cluster) / part;
     return Number.isInteger(count) ? (tryHard(() => withNumDevices(cluster, count)) ?? []) : [];
   });
@@ -306,12 +335,6 @@ function tryHard<T>(attempt: () => T): T | null {
   }
 }
 
-function priceOf(
-  { summary, cluster }: { readonly summary: PlanSummary; readonly cluster: ClusterConfig },
-  { pricePerHour }: PlanRequest,
-): number {
-  return summary.stepTimeMs * clusterPrice(cluster, pricePerHour ?? 1);
-}
 /** Of all devices for an hour. */
 function clusterPrice({ nodes }: ClusterConfig, otherwise: number): number {
   return nodes.reduce(

@@ -4,7 +4,8 @@
  * Method: the bound of a layout (`LayoutEvaluation.bound`) takes microseconds, its exact split milliseconds. Layouts are evaluated in
  * the order of their bounds until the next bound is above the best step found by more than `slack`: no layout left can then be the fastest,
  * nor within `slack` of it. For memory, layouts are tried with everything recomputed in the order of a bound on their bytes, until the next
- * bound is above the least found. Cost per token on the same devices follows time; `plan.ts` asks again with fewer.
+ * bound is above the least found. Cost per token on the same devices follows time; `plan.ts` asks again with fewer, and only for steps
+ * that are short enough to be cheaper (`below`).
  *
  * The Pareto table holds the evaluated plans that no other beats in both step time and peak memory. Among equals (to 1e-9) the layout with
  * fewer stages, then the smaller micro-batch is first, so the answer does not depend on the order of enumeration.
@@ -12,7 +13,7 @@
 import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
 import { EvaluationCache, type EvaluateOptions } from "./evaluation-cache.ts";
 import { layoutsOf, type FixedLayout } from "./layouts.ts";
-import type { PlanLayout } from "./types.ts";
+import { memoryParts, type MemoryPart, type PlanLayout, type StageMemory } from "./types.ts";
 import { numDevices } from "../config/cluster.ts";
 import { MoeError } from "../util/errors.ts";
 
@@ -20,6 +21,8 @@ export interface SearchOptions extends EvaluateOptions {
   readonly fixed?: FixedLayout;
   /** Layouts up to this fraction above the fastest are evaluated, for the table of runners-up. Default 0.05. */
   readonly slack?: number;
+  /** Seconds: layouts whose step cannot be below are left out. Default: none are. */
+  readonly below?: number;
   /** Look for the plan with the least memory, too. Default true. */
   readonly lean?: boolean;
 }
@@ -29,6 +32,8 @@ export interface SearchResult {
   readonly leanest: EvaluatedLayout;
   /** By time; the first is `fastest`. */
   readonly ranked: readonly EvaluatedLayout[];
+  /** By memory, every layout once; the first is `leanest`. */
+  readonly rankedByMemory: readonly EvaluatedLayout[];
   readonly pareto: readonly EvaluatedLayout[];
   readonly infeasible: readonly InfeasibleLayout[];
   readonly numLayouts: number;
@@ -39,7 +44,7 @@ export interface SearchResult {
 
 /** A sentence where no layout fits, with the one that comes nearest. Throws `configuration` where none is possible. */
 export function searchLayouts(options: SearchOptions): SearchResult | string {
-  const { workload, cluster, fixed = {}, slack = 0.05, schedule } = options;
+  const { workload, cluster, fixed = {}, slack = 0.05, below = Infinity, schedule } = options;
   const devicesPerNode = Math.min(...cluster.nodes.map((group) => group.devicesPerNode));
   const layouts = layoutsOf({
     workload,
@@ -57,7 +62,7 @@ export function searchLayouts(options: SearchOptions): SearchResult | string {
   const infeasible: InfeasibleLayout[] = [];
   let fastest = Infinity;
   for (const { evaluation, bound } of bounded) {
-    if (bound > fastest * (1 + slack)) break;
+    if (bound > Math.min(below, fastest * (1 + slack))) break;
     const result = evaluation.evaluate();
     if (!isFeasible(result)) {
       infeasible.push(result);
@@ -70,12 +75,14 @@ export function searchLayouts(options: SearchOptions): SearchResult | string {
   const lean = leanPlans(options, layouts, cache);
   const ranked = refined(feasible.toSorted(byTime), options, cache);
   const first = ranked[0];
-  const leanest = [...lean, ...ranked].toSorted(byMemory)[0];
+  const rankedByMemory = firstOfEachLayout([...lean, ...ranked].toSorted(byMemory));
+  const leanest = rankedByMemory[0];
   if (first === undefined || leanest === undefined) throw new MoeError("internal", "layout search: lost its results");
   return {
     fastest: first,
     leanest,
     ranked,
+    rankedByMemory,
     pareto: paretoOf([...ranked, ...lean]),
     infeasible,
     numLayouts: layouts.length,
@@ -139,6 +146,11 @@ function byMemory(a: EvaluatedLayout, b: EvaluatedLayout): number {
   return a.peakMemoryBytes === b.peakMemoryBytes ? byTime(a, b) : a.peakMemoryBytes - b.peakMemoryBytes;
 }
 
+function firstOfEachLayout(plans: readonly EvaluatedLayout[]): EvaluatedLayout[] {
+  const seen = new Set<string>();
+  return plans.filter(({ layout }) => seen.size < seen.add(JSON.stringify(layout)).size);
+}
+
 /** What no other beats in both time and peak memory, by time. */
 export function paretoOf(plans: readonly EvaluatedLayout[]): EvaluatedLayout[] {
   const front: EvaluatedLayout[] = [];
@@ -153,6 +165,16 @@ export function lossesOf(best: EvaluatedLayout, other: EvaluatedLayout): { reado
   return (Object.keys(best.terms) as (keyof StepTerms)[])
     .map((term) => ({ term, seconds: other.terms[term] - best.terms[term] }))
     .toSorted((a, b) => b.seconds - a.seconds);
+}
+
+/** Where the fullest device of the second plan holds more than that of the first: bytes by kind, the most first; less is negative. */
+export function excessesOf(best: EvaluatedLayout, other: EvaluatedLayout): { readonly part: MemoryPart; readonly bytes: number }[] {
+  const [held, more] = [fullestOf(best), fullestOf(other)];
+  return memoryParts.map((part) => ({ part, bytes: more[part] - held[part] })).toSorted((a, b) => b.bytes - a.bytes);
+}
+
+function fullestOf({ memory }: EvaluatedLayout): StageMemory {
+  return memory.reduce((a, b) => (b.total > a.total ? b : a));
 }
 
 function nothingFits(infeasible: readonly InfeasibleLayout[], numLayouts: number): string {

@@ -148,6 +148,16 @@ export interface StageMemory {
   readonly total: number;
 }
 
+/** Kinds of bytes that a device holds. */
+export const memoryParts = [
+  "weights",
+  "gradients",
+  "optimizer",
+  "activations",
+  "workspace",
+] as const satisfies readonly (keyof StageMemory)[];
+export type MemoryPart = (typeof memoryParts)[number];
+
 /** What happens once a step on a stage, after the last backward pass. */
 export interface StepEndCost {
   /** Exchange of gradients over data-parallel ranks, and of updated weights under ZeRO; what overlap hides is already taken off. */

@@ -84,6 +84,9 @@ describe("moe plan", () => {
     ])
       expect(text).toContain(part);
     expect(text).not.toMatch(/NaN|undefined/);
+    const byMemory = moe(...mixtral, "--objective", "memory");
+    expect(byMemory).toMatch(/what the next ones hold more:\n  pp .*: [\d.]+ GiB; /);
+    expect(byMemory).not.toContain("what the next ones lose");
   });
 
   test("writes what other programs take: our layout, Megatron's arguments, FlagScale's configuration, timeline, report", () => {
