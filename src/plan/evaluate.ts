@@ -135,6 +135,26 @@ export class LayoutEvaluation {
     return bytes / this.layout.pp;
   }
 
+  /** Whether `evaluate` finds a split that fits, without its time. A run of layers fits wherever a longer one does, so each stage takes all it can. */
+  fits(): boolean {
+    const { layers } = this.#options;
+    const { pp: P } = this.layout;
+    if (this.schedule === "interleaved") {
+      const problem = this.#interleavedProblem();
+      return recomputeInterleaved(problem, layers ?? evenInterleaved(problem)) !== null;
+    }
+    let first = 0;
+    for (let rank = 0; rank < P; rank++) {
+      const holds = (n: number): boolean => this.#recompute(rank, rank, first, n, this.#inFlight(rank)) !== null;
+      const left = this.numLayers - first;
+      let n = layers?.[rank] ?? (rank === P - 1 ? left : 1);
+      if (!holds(n)) return false;
+      while (layers === undefined && n < left - (P - rank - 1) && holds(n + 1)) n++;
+      first += n;
+    }
+    return true;
+  }
+
   evaluate(): EvaluatedLayout | InfeasibleLayout {
     return this.schedule === "interleaved" ? this.#evaluateInterleaved() : this.#evaluatePlain();
   }
@@ -358,8 +378,8 @@ export class LayoutEvaluation {
     };
   }
 
-  #evaluateInterleaved(): EvaluatedLayout | InfeasibleLayout {
-    const problem: InterleavedProblem = {
+  #interleavedProblem(): InterleavedProblem {
+    return {
       numRanks: this.layout.pp,
       numStages: this.layout.pp * this.layout.interleave,
       numLayers: this.numLayers,
@@ -367,6 +387,10 @@ export class LayoutEvaluation {
       kinds: (rank) => this.#kinds(rank),
       policy: (stage) => this.#policy(stage),
     };
+  }
+
+  #evaluateInterleaved(): EvaluatedLayout | InfeasibleLayout {
+    const problem = this.#interleavedProblem();
     const { layers: given, moves = 0 } = this.#options;
     const start = given ?? evenInterleaved(problem);
     const secondsOf = (layers: readonly number[]): number => {

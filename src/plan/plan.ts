@@ -14,10 +14,10 @@ import { flopsPerToken, numActiveParams, numParams } from "../config/model-count
 import type { ModelConfig } from "../config/model.ts";
 import { MoeError } from "../util/errors.ts";
 import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
-import { bytesOfType, peakFlops, usableBytes } from "./device-time.ts";
-import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type StepTerms } from "./evaluate.ts";
-import { EvaluationCache } from "./evaluation-cache.ts";
-import { layoutsOf, nearestMultiples, type FixedLayout } from "./layouts.ts";
+import { peakFlops } from "./device-time.ts";
+import type { EvaluatedLayout, StepTerms } from "./evaluate.ts";
+import { fewestDevices, mostNodes } from "./fewest-devices.ts";
+import { nearestMultiples, type FixedLayout } from "./layouts.ts";
 import { excessesOf, lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 import type { RecomputePolicy } from "./stage-costs.ts";
 import { shapeOf } from "./shape.ts";
@@ -36,6 +36,8 @@ export type Objective = (typeof objectives)[number];
 export interface PlanRequest {
   readonly model: ModelConfig;
   readonly cluster: ClusterConfig;
+  /** What `cluster` is a part of: where nothing fits, more of its nodes are tried. Default: `cluster`. */
+  readonly wholeCluster?: ClusterConfig;
   readonly sequenceLength: number;
   /** Of one optimizer step; a multiple of the sequence length. */
   readonly batchTokens: number;
@@ -245,48 +247,15 @@ function checkLists({ model, fixed = {}, layers, recompute }: PlanRequest): void
 function searchOrExplain(options: SearchOptions, request: PlanRequest): SearchResult {
   const found = searchLayouts(options);
   if (typeof found !== "string") return found;
-  const count = smallestThatFits(options, request);
-  const { device } = options.cluster.nodes.at(-1) ?? {};
+  const cluster = request.wholeCluster ?? request.cluster;
+  const count = fewestDevices(options, cluster, numParams(request.model));
+  const { device } = cluster.nodes.at(-1) ?? {};
   const decided = Object.keys(request.fixed ?? {}).length > 0 || request.layers !== undefined ? " with what is fixed" : "";
   const advice =
     count === null
       ? `no number of ${device?.name ?? "these devices"} up to ${mostNodes} nodes fits it, either`
       : `the smallest number of them that fits is ${count}${decided}`;
   throw new MoeError("configuration", `${found}; ${advice}`);
-}
-
-/** Nodes up to which a cluster that fits is looked for. */
-const mostNodes = 4096;
-
-/**
- * The smallest number of devices on which some layout fits, among nodes of 1, 2, 3, 4, 6, 8, 12, ... (the last kind of node is added); null:
- * none up to `mostNodes`.
- */
-export function smallestThatFits(options: SearchOptions, { model, software = usualSoftware }: PlanRequest): number | null {
-  const group = options.cluster.nodes.at(-1);
-  if (group === undefined) return null;
-  const counts = new Set<number>();
-  for (let n = 1; n <= mostNodes; n *= 2) counts.add(n).add(n * 1.5);
-  for (const nodes of [...counts].filter(Number.isInteger).toSorted((a, b) => a - b)) {
-    const count = nodes * group.devicesPerNode;
-    // However they are spread: weights, gradients, and master and moments in f32.
-    const leastBytes = numParams(model) * (bytesOfType(software.computeType) + software.gradientBytes + 8);
-    if (leastBytes > count * usableBytes(group.device, options.memoryReserve)) continue;
-    const cluster = tryHard(() => withNumDevices({ ...options.cluster, nodes: [group] }, count));
-    if (cluster !== null && fitsSomehow({ ...options, cluster }, count)) return count;
-  }
-  return null;
-}
-
-function fitsSomehow(options: SearchOptions, count: number): boolean {
-  const devicesPerNode = Math.min(...options.cluster.nodes.map((group) => group.devicesPerNode));
-  const layouts = tryHard(() => layoutsOf({ ...options, numDevices: count, devicesPerNode, fixed: options.fixed ?? {} }));
-  const cache = new EvaluationCache();
-  const limit = Math.min(...options.cluster.nodes.map(({ device }) => usableBytes(device, options.memoryReserve)));
-  return (layouts ?? [])
-    .map((layout) => new LayoutEvaluation(layout, { ...options, maxNodes: 1 }, cache))
-    .filter((evaluation) => evaluation.memoryBound() <= limit)
-    .some((evaluation) => isFeasible(evaluation.evaluate()));
 }
 
 /** A search and the devices that it was about. */

@@ -222,6 +222,13 @@ describe("moe plan refuses in one line that says what would do", () => {
     expect(result.status).toBe(1);
   });
 
+  test("a number of devices that is too small names the smallest that fits, and the command takes that number", async () => {
+    const args = ["mixtral-8x7b", "--cluster", "a800", "--sequence", "4096", "--batch", String(64 * 4096), "--gpus"];
+    const { message } = await refused(...args, "4");
+    const count = /the smallest number of them that fits is (\d+)/.exec(message)?.[1] ?? "";
+    expect((JSON.parse(moe(...args, count, "--json")) as PlanReport).cluster.numDevices).toBe(Number(count));
+  });
+
   test("options that are none, and none at all, are wrong usage", async () => {
     expect((await refused("skywork-moe")).status).toBe(2);
     expect((await refused("skywork-moe", "--cluster", "a800", "--zero", "4")).message).toContain("expected 0, 1, 2 or 3");

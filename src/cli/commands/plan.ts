@@ -138,6 +138,7 @@ function run(source: string, flags: PlanFlags): void {
   const result = planTraining({
     model,
     cluster,
+    wholeCluster: whole,
     sequenceLength: flags.sequence ?? Math.min(model.maxPositions, 8192),
     batchTokens: flags.batch,
     fixed: fixedOf(flags),
