@@ -8,9 +8,12 @@ import { flagScaleConfig, megatronArguments, trainingLayout, type ExportContext 
 import type { FixedLayout } from "./layouts.ts";
 import { parseMegatronLayout } from "./megatron.ts";
 import { planTraining, type PlanResult } from "./plan.ts";
+import { softwarePresets } from "./software.ts";
+import type { Software } from "./types.ts";
 
 const skywork = modelPresets["skywork-moe"];
-function planned(model: ModelConfig, fixed: FixedLayout, more: { layers?: number[]; recompute?: number[] } = {}): PlanResult {
+type More = { readonly layers?: number[]; readonly recompute?: number[]; readonly software?: Software };
+function planned(model: ModelConfig, fixed: FixedLayout, more: More = {}): PlanResult {
   const cluster = withNumDevices(findClusterPreset("a800"), 96);
   return planTraining({ model, cluster, sequenceLength: 4096, batchTokens: 96 * 4096, fixed, objective: "time", ...more });
 }
@@ -95,12 +98,159 @@ describe("arguments for Megatron-LM", () => {
   });
 });
 
+/** A model with everything that has a word in Megatron. Interval 3: layers 2, 5, 8, ... of 8 have experts. */
+const sayable: ModelConfig = {
+  ...modelPresets["mixtral-8x7b"],
+  numLayers: 8,
+  qkvBias: true,
+  qkNorm: "head",
+  slidingWindow: { size: 1024, firstLayer: 3 },
+  ropeScaling: { type: "llama3", factor: 8, lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositions: 8192 },
+  moe: {
+    ...modelPresets["mixtral-8x7b"].moe,
+    layerInterval: 3,
+    scoring: "sigmoid",
+    selectionBias: true,
+    routedScale: 2.5,
+    groups: { numGroups: 2, topGroups: 1 },
+    sharedExpert: { ffnSize: 2048, gate: true, scale: 1 },
+  },
+};
+/** One with everything that has none. */
+const unsayable: ModelConfig = {
+  ...sayable,
+  qkNorm: "all",
+  ropeScaling: { type: "dynamic", factor: 2 },
+  moe: {
+    ...modelPresets["mixtral-8x7b"].moe,
+    gateNormalization: { lambda: 1, eps: 0, unbiased: true },
+    gateLayers: 2,
+    inputScale: 2,
+    selectionBias: true,
+    groups: { numGroups: 2, topGroups: 2 },
+    sharedExpert: { ffnSize: 2048, gate: true, scale: 0.5 },
+  },
+};
+const small: FixedLayout = { pp: 2, dp: 12, tp: 4, ep: 4, etp: 1, microBatch: 1, interleave: 1 };
+
+describe("of a model and its software nothing is dropped silently", () => {
+  const { best } = planned(sayable, small);
+  const both = [megatronArguments(best, context(sayable)), flagScaleConfig(best, context(sayable))].map(({ text }) => text);
+
+  // Names and meanings: megatron/training/arguments.py and megatron/core/transformer/transformer_config.py, NVIDIA/Megatron-LM d98e8a64.
+  test.each([
+    ["vocab_size", 32_000],
+    ["kv_channels", 128],
+    ["add_qkv_bias", true],
+    ["qk_layernorm", true],
+    // 1023 keys before a query's own, in all layers but the first three.
+    ["window_size", "1023,0"],
+    ["window_attn_skip_freq", "[0]*3+[1]*5"],
+    ["use_rope_scaling", true],
+    ["rope_scaling_factor", 8],
+    ["moe_layer_freq", "[0,0,1]*2+[0,0]"],
+    ["moe_router_score_function", "sigmoid"],
+    ["moe_router_enable_expert_bias", true],
+    ["moe_router_topk_scaling_factor", 2.5],
+    ["moe_router_num_groups", 2],
+    ["moe_router_group_topk", 1],
+    ["moe_shared_expert_intermediate_size", 2048],
+    ["moe_shared_expert_gate", true],
+    ["bf16", true],
+    ["attention_dropout", 0],
+  ] as const)("%s is in both", (key, value) => {
+    const shell = typeof value === "string" && value.includes("[") ? `"${value}"` : value;
+    expect(both[0]).toMatch(line(`--${key.replaceAll("_", "-")}${value === true ? "" : ` ${shell}`}`));
+    expect(both[1]).toMatch(line(`${key}: ${JSON.stringify(value)}`));
+  });
+
+  test("what has no word is in the notes of both", () => {
+    const result = planned(unsayable, { ...small, sequenceParallel: false }).best;
+    for (const { notes } of [megatronArguments(result, context(unsayable)), flagScaleConfig(result, context(unsayable))]) {
+      for (const part of [
+        "gating logit",
+        "2 layers",
+        "experts' input",
+        "shared expert: the model does by 0.5",
+        "bias for choosing",
+        "all heads",
+      ])
+        expect(notes.join("\n")).toContain(part);
+      for (const part of ["rotary embeddings", "group of experts", "pads it: 32256 rows for 32000", "sequence parallelism for experts"])
+        expect(notes.join("\n")).toContain(part);
+    }
+  });
+
+  test.each([
+    ["megatron", ["bf16", "accumulate_allreduce_grads_in_fp32", "attention_dropout"], ["fp16", "attention_backend"]],
+    ["megatron-deepspeed", ["fp16", "attention_backend"], ["bf16", "accumulate_allreduce_grads_in_fp32", "attention_dropout"]],
+    ["moe.ts", ["attention_dropout"], ["bf16", "fp16", "accumulate_allreduce_grads_in_fp32"]],
+  ] as const)("number types, attention and dropout are those of %s", (name, present, absent) => {
+    const software = softwarePresets[name];
+    const of = { ...context(sayable), software };
+    const [megatron, flagScale] = [megatronArguments(best, of).text, flagScaleConfig(best, of).text];
+    for (const key of present) {
+      expect(megatron).toContain(`--${key.replaceAll("_", "-")}`);
+      expect(flagScale).toContain(`${key}:`);
+    }
+    for (const key of absent) {
+      expect(megatron).not.toContain(`--${key.replaceAll("_", "-")}`);
+      expect(flagScale).not.toContain(`${key}:`);
+    }
+  });
+});
+
+describe("selective recomputation", () => {
+  const dense = modelPresets["skywork-13b"];
+  const { best } = planned(dense, { pp: 4, dp: 6, tp: 4, microBatch: 1, interleave: 1 }, { layers: [13, 13, 13, 13] });
+  const recomputing = (full: readonly number[], selective: readonly number[]): typeof best => ({
+    ...best,
+    stages: best.stages.map((stage, s) => ({ ...stage, fullRecompute: full[s] ?? 0, selectiveRecompute: selective[s] ?? 0 })),
+  });
+
+  test("of every layer is said as it is", () => {
+    const plan = recomputing([], [13, 13, 13, 13]);
+    const [megatron, flagScale] = [megatronArguments(plan, context(dense)), flagScaleConfig(plan, context(dense))];
+    expect(megatron.text).toContain("--recompute-granularity selective");
+    expect(megatron.text).not.toContain("--recompute-num-layers");
+    expect(flagScale.text).toContain('recompute_granularity: "selective"');
+    expect(flagScale.text).not.toContain("per_stage_micro_batch");
+    for (const { notes } of [megatron, flagScale]) expect(notes.join()).not.toContain("recompute");
+  });
+
+  test("of some layers is that of all, which notes say", () => {
+    const plan = recomputing([], [13, 5, 0, 0]);
+    for (const { text, notes } of [megatronArguments(plan, context(dense)), flagScaleConfig(plan, context(dense))]) {
+      expect(text).toMatch(/recompute.granularity:? "?selective/);
+      expect(notes).toContain("Megatron recomputes attention in every layer: the plan does in [13, 5, 0, 0] of [13, 13, 13, 13]");
+    }
+  });
+
+  test("beside whole layers becomes that of whole layers, which needs no more memory", () => {
+    const plan = recomputing([2, 0, 0, 0], [11, 4, 0, 0]);
+    const [megatron, flagScale] = [megatronArguments(plan, context(dense)), flagScaleConfig(plan, context(dense))];
+    expect(megatron.text).toContain("--recompute-granularity full");
+    expect(megatron.text).toContain("--recompute-num-layers 13");
+    expect(flagScale.text).toMatch(/recompute_num_layers_per_stage_micro_batch:\n +- \[1, 16, 13\]\n +- \[1, 16, 4\]\n +- \[2, 16, 0\]/);
+    for (const { notes } of [megatron, flagScale])
+      expect(notes.join("\n")).toContain("[13, 4, 0, 0] layers as a whole, of [11, 4, 0, 0] of which the plan recomputes attention only");
+  });
+});
+
+/** A whole line with this text, whatever is around it. */
+function line(text: string): RegExp {
+  return new RegExp(`^ *${text.replaceAll(/[$()*+.?[\\\]^{|}]/g, "\\$&")}( \\\\)?$`, "m");
+}
+
 describe("a configuration for FlagScale", () => {
   const { best } = planned(skywork, edp, given);
   const { text, notes } = flagScaleConfig(best, context(skywork));
 
   test("has the split, one mesh a kind of device, and recomputation by stage and micro-batch", () => {
-    expect(notes).toEqual([]);
+    expect(notes).toEqual([
+      "Megatron takes the vocabulary from its tokenizer and pads it: 65536 rows for 65532",
+      "Megatron has no gating logit normalization",
+    ]);
     expect(text).toContain("hetero_pipeline_layer_split: [4, 4, 4, 4, 5, 5, 5, 5, 5, 4, 4, 3]");
     expect(text).toContain("hetero_process_meshes: [4, 1, 4, 2, 12]");
     expect(text).toContain('hetero_device_types: ["A800"]');

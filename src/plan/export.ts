@@ -1,14 +1,24 @@
 /**
  * A plan for the programs that run it: a layout of ours (`moe train --layout`), arguments of Megatron-LM, a FlagScale configuration.
  *
- * Where a program cannot say what the plan says, its notes tell so: nothing is dropped silently. Names and meanings were read in
- * NVIDIA/Megatron-LM (`megatron/training/arguments.py`, `pipeline_parallel_layer_layout.py`) and FlagOpen/FlagScale (`demo_hetero.yaml`
- * and `hetero.yaml` of its examples, `flagscale/train/arguments.py`) in 2026.
+ * Where a program cannot say what the plan says, its notes tell so: nothing is dropped silently. What Megatron-LM and FlagScale have in common is in
+ * `megatron-arguments.ts`. FlagScale's own keys were read in FlagOpen/FlagScale (`demo_hetero.yaml` and `hetero.yaml` of its examples,
+ * `flagscale/train/arguments.py`) in 2026.
  */
 import type { ModelConfig } from "../config/model.ts";
 import type { LayoutInput } from "../config/layout.ts";
 import type { EvaluatedLayout } from "./evaluate.ts";
+import {
+  megatronModel,
+  megatronNotes,
+  megatronPrecision,
+  megatronRecompute,
+  megatronSoftware,
+  type MegatronArguments,
+} from "./megatron-arguments.ts";
 import { megatronLayout } from "./megatron.ts";
+import { softwarePresets } from "./software.ts";
+import type { Software } from "./types.ts";
 
 export interface ExportedPlan {
   readonly text: string;
@@ -23,6 +33,8 @@ export interface ExportContext {
   readonly batchSequences: number;
   /** Device of each pipeline rank, for programs that are told. */
   readonly devices: readonly string[];
+  /** What was planned for: number types, attention, dropout. Default: Megatron's of today. */
+  readonly software?: Software;
 }
 
 function recomputeCounts({ stages }: EvaluatedLayout): number[] {
@@ -64,80 +76,32 @@ export function trainingLayout(
 
 /** Arguments of Megatron-LM's `pretrain_gpt.py`, one or a pair a line. */
 export function megatronArguments(plan: EvaluatedLayout, context: ExportContext): ExportedPlan {
-  const { model } = context;
-  const { pp, tp, ep, etp, sequenceParallel, zero, microBatch } = plan.layout;
-  const counts = recomputeCounts(plan);
-  const most = Math.max(...counts);
-  const args: (string | [string, string | number])[] = [
-    ...megatronModel(context),
-    ["--micro-batch-size", microBatch],
-    ["--global-batch-size", context.batchSequences],
-    ["--tensor-model-parallel-size", tp],
-    ["--pipeline-model-parallel-size", pp],
-    ["--pipeline-model-parallel-layout", `"${megatronLayout(layerCounts(plan))}"`],
-    ...(sequenceParallel ? ["--sequence-parallel"] : []),
-    ...(zero > 0 ? ["--use-distributed-optimizer", "--overlap-grad-reduce", "--overlap-param-gather"] : []),
-    "--bf16",
-  ];
-  if (model.moe !== null) args.push(["--expert-model-parallel-size", ep], ["--expert-tensor-parallel-size", etp]);
-  if (most > 0) args.push(["--recompute-granularity", "full"], ["--recompute-method", "block"], ["--recompute-num-layers", most]);
-  return {
-    text: `${args.map((arg) => (typeof arg === "string" ? arg : `${arg[0]} ${arg[1]}`)).join(" \\\n")}\n`,
-    notes: megatronNotes(plan, context),
+  const { model, sequenceLength, batchSequences, software = softwarePresets.megatron } = context;
+  const { pp, tp, ep, etp, sequenceParallel, zero, microBatch, interleave } = plan.layout;
+  const { granularity, numLayers } = megatronRecompute(plan);
+  const most = Math.max(...numLayers);
+  const args: MegatronArguments = {
+    ...megatronModel(model),
+    vocab_size: model.vocabSize,
+    seq_length: sequenceLength,
+    micro_batch_size: microBatch,
+    global_batch_size: batchSequences,
+    tensor_model_parallel_size: tp,
+    pipeline_model_parallel_size: pp,
+    pipeline_model_parallel_layout: megatronLayout(layerCounts(plan)),
+    ...(sequenceParallel ? { sequence_parallel: true } : {}),
+    ...(zero > 0 ? { use_distributed_optimizer: true, overlap_grad_reduce: true, overlap_param_gather: true } : {}),
+    ...(model.moe === null ? {} : { expert_model_parallel_size: ep, expert_tensor_parallel_size: etp }),
+    ...megatronPrecision(software),
+    ...megatronSoftware(software),
+    ...(granularity === null ? {} : { recompute_granularity: granularity }),
+    ...(granularity === "full" ? { recompute_method: "block", recompute_num_layers: most } : {}),
   };
-}
-
-function megatronModel({ model, sequenceLength }: ExportContext): (string | [string, string | number])[] {
-  const { moe } = model;
-  return [
-    ["--num-layers", model.numLayers],
-    ["--hidden-size", model.hiddenSize],
-    ["--ffn-hidden-size", model.ffnSize],
-    ["--num-attention-heads", model.numHeads],
-    ...(model.numKvHeads === model.numHeads ? [] : (["--group-query-attention", ["--num-query-groups", model.numKvHeads]] as const)).map(
-      copied,
-    ),
-    ["--kv-channels", model.headDim],
-    ["--seq-length", sequenceLength],
-    ["--max-position-embeddings", model.maxPositions],
-    ["--position-embedding-type", "rope"],
-    ["--rotary-base", model.ropeTheta],
-    ["--normalization", "RMSNorm"],
-    ["--norm-epsilon", model.normEps],
-    "--swiglu",
-    "--disable-bias-linear",
-    ...(model.tiedEmbeddings ? [] : ["--untie-embeddings-and-output-weights"]),
-    ...(model.qkvBias ? ["--add-qkv-bias"] : []),
-    ...(model.qkNorm === "none" ? [] : ["--qk-layernorm"]),
-    ...(moe === null
-      ? []
-      : ([
-          ["--num-experts", moe.numExperts],
-          ["--moe-router-topk", moe.topK],
-          ["--moe-ffn-hidden-size", moe.expertFfnSize],
-          ...(moe.layerInterval === 1 ? [] : [["--moe-layer-freq", moe.layerInterval]]),
-          "--moe-grouped-gemm",
-          ["--moe-token-dispatcher-type", "alltoall"],
-        ] as [string, string | number][])),
-  ];
-}
-function copied(arg: string | readonly [string, number]): string | [string, number] {
-  return typeof arg === "string" ? arg : [arg[0], arg[1]];
-}
-
-function megatronNotes(plan: EvaluatedLayout, { model }: ExportContext): string[] {
-  const { pp, tp, ep, zero, interleave } = plan.layout;
-  const counts = recomputeCounts(plan);
-  const most = Math.max(...counts);
-  const notes: string[] = [];
-  if (counts.some((count) => count !== most))
+  const notes = megatronNotes(plan, model);
+  if (numLayers.some((count) => count !== most))
     notes.push(
-      `Megatron recomputes as many layers on every stage: --recompute-num-layers ${most} is the most that one needs, the plan's are [${counts.join(", ")}]`,
+      `Megatron recomputes as many layers on every stage: --recompute-num-layers ${most} is the most that one needs, the plan's are [${numLayers.join(", ")}]`,
     );
-  if (model.numHeads % tp !== 0) notes.push(`Megatron needs heads that divide by tp: ${model.numHeads} over ${tp}`);
-  if (model.moe !== null && model.moe.numExperts % ep !== 0)
-    notes.push(`Megatron needs experts that divide by ep: ${model.moe.numExperts} over ${ep}`);
-  if (model.moe?.gateNormalization !== null && model.moe !== null) notes.push("Megatron has no gating logit normalization");
   if (interleave > 1 && plan.numMicroBatches % pp !== 0)
     notes.push(
       `older releases of Megatron refuse interleaved stages where the micro-batches (${plan.numMicroBatches}) do not divide by pp (${pp})`,
@@ -146,17 +110,24 @@ function megatronNotes(plan: EvaluatedLayout, { model }: ExportContext): string[
     notes.push(
       `ZeRO-${zero} is Megatron's FSDP: --use-megatron-fsdp --data-parallel-sharding-strategy ${zero === 2 ? "optim_grads" : "optim_grads_params"}`,
     );
-  if (plan.schedule === "zeroBubble") notes.push("Megatron-LM's main branch has no zero-bubble schedule: it runs 1F1B");
-  return notes;
+  const lines = Object.entries(args).map(([key, value]) => `--${key.replaceAll("_", "-")}${value === true ? "" : ` ${quoted(value)}`}`);
+  return { text: `${lines.join(" \\\n")}\n`, notes };
+}
+/** For a shell, which has its own ideas of brackets and stars. */
+function quoted(value: string | number): string {
+  return /^[\w.,-]*$/.test(String(value)) ? String(value) : `"${value}"`;
 }
 
 type Yaml = string | number | boolean | readonly Yaml[] | { readonly [key: string]: Yaml };
 
-/** A FlagScale training configuration: the `system` and `model` parts that the plan decides, with its heterogeneous pipeline. */
+/** A FlagScale training configuration: what the plan decides of `system`, `model` and `data`, with its heterogeneous pipeline. */
 export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): ExportedPlan {
   const { pp, dp, tp, ep, etp, microBatch, interleave, sequenceParallel, zero } = plan.layout;
-  const { model, sequenceLength, batchSequences, devices } = context;
-  const notes: string[] = [];
+  const { model, sequenceLength, batchSequences, devices, software = softwarePresets.megatron } = context;
+  const notes = megatronNotes(plan, model);
+  if (zero > 1) notes.push(`ZeRO-${zero} is not in the configuration: its distributed optimizer is ZeRO-1, which holds more`);
+  if (model.moe?.sharedExpert?.gate === true)
+    notes.push("moe_shared_expert_gate needs a FlagScale on Megatron-LM of January 2026 or later");
   if (interleave > 1)
     notes.push(
       "FlagScale's heterogeneous mode has no interleaved stages: the configuration has the plain pipeline, layers of a rank together",
@@ -165,7 +136,8 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
     Array.from({ length: pp }, (_, rank) => merge(list.filter((_, s) => s % pp === rank)));
   const sum = (own: readonly number[]): number => own.reduce((a, b) => a + b, 0);
   const layers = perRank(layerCounts(plan), sum);
-  const recompute = perRank(recomputeCounts(plan), sum);
+  const { granularity, numLayers } = megatronRecompute(plan);
+  const recompute = perRank(numLayers, sum);
   const meshes = deviceRuns(devices, pp);
   const M = plan.numMicroBatches;
   const perStage = (valueOf: (count: number) => number): Yaml[] =>
@@ -176,11 +148,10 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
       pipeline_model_parallel_size: pp,
       ...(model.moe === null ? {} : { expert_model_parallel_size: ep, expert_tensor_parallel_size: etp }),
       context_parallel_size: 1,
-      disable_bias_linear: true,
       sequence_parallel: sequenceParallel,
       use_distributed_optimizer: zero > 0,
       ...(zero > 0 ? { overlap_grad_reduce: true, overlap_param_gather: true } : {}),
-      precision: { bf16: true, attention_softmax_in_fp32: true, accumulate_allreduce_grads_in_fp32: true },
+      precision: { ...megatronPrecision(software), attention_softmax_in_fp32: true },
       hetero: {
         enable_hetero: true,
         hetero_pipeline_layer_split: layers,
@@ -191,11 +162,11 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
         hetero_current_device_type: meshes[0]?.value ?? "",
         standalone_embedding_stage: false,
       },
-      ...(sum(recompute) === 0
-        ? {}
-        : {
+      ...(granularity === "selective" ? { recompute: { recompute_granularity: granularity } } : {}),
+      ...(granularity === "full"
+        ? {
             recompute: {
-              recompute_granularity: "full",
+              recompute_granularity: granularity,
               recompute_method: "block",
               recompute_num_layers: Math.max(...recompute),
               // Rows [stages, micro-batches, value]: granularity 1 is full; method 1 is block (the first layers).
@@ -203,43 +174,22 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
               recompute_method_per_stage_micro_batch: perStage(() => 1),
               recompute_num_layers_per_stage_micro_batch: perStage((n) => n),
             },
-          }),
+          }
+        : {}),
     },
-    model: flagScaleModel(model, { sequenceLength, batchSequences, microBatch }),
+    model: {
+      transformer_impl: "transformer_engine",
+      ...megatronModel(model),
+      ...megatronSoftware(software),
+      use_rotary_position_embeddings: true,
+      no_position_embedding: true,
+      seq_length: sequenceLength,
+      micro_batch_size: microBatch,
+      global_batch_size: batchSequences,
+    },
+    data: { tokenizer: { vocab_size: model.vocabSize } },
   };
   return { text: `${yamlText(config, 0)}\n`, notes };
-}
-
-function flagScaleModel(model: ModelConfig, sizes: { sequenceLength: number; batchSequences: number; microBatch: number }): Yaml {
-  const { moe } = model;
-  return {
-    transformer_impl: "transformer_engine",
-    num_layers: model.numLayers,
-    hidden_size: model.hiddenSize,
-    ffn_hidden_size: model.ffnSize,
-    num_attention_heads: model.numHeads,
-    ...(model.numKvHeads === model.numHeads ? {} : { group_query_attention: true, num_query_groups: model.numKvHeads }),
-    seq_length: sizes.sequenceLength,
-    max_position_embeddings: model.maxPositions,
-    norm_epsilon: model.normEps,
-    use_rotary_position_embeddings: true,
-    rotary_base: model.ropeTheta,
-    no_position_embedding: true,
-    swiglu: true,
-    normalization: "RMSNorm",
-    untie_embeddings_and_output_weights: !model.tiedEmbeddings,
-    init_method_std: model.initStd,
-    ...(moe === null
-      ? {}
-      : {
-          num_experts: moe.numExperts,
-          moe_router_topk: moe.topK,
-          moe_ffn_hidden_size: moe.expertFfnSize,
-          ...(moe.layerInterval === 1 ? {} : { moe_layer_freq: moe.layerInterval }),
-        }),
-    micro_batch_size: sizes.microBatch,
-    global_batch_size: sizes.batchSequences,
-  };
 }
 
 /** Consecutive equal values. */
