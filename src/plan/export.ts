@@ -139,9 +139,6 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
   const { granularity, numLayers } = megatronRecompute(plan);
   const recompute = perRank(numLayers, sum);
   const meshes = deviceRuns(devices, pp);
-  const M = plan.numMicroBatches;
-  const perStage = (valueOf: (count: number) => number): Yaml[] =>
-    runs(recompute.map(valueOf)).map(({ count, value }) => [count, M, value]);
   const config: Yaml = {
     system: {
       tensor_model_parallel_size: tp,
@@ -162,20 +159,14 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
         hetero_current_device_type: meshes[0]?.value ?? "",
         standalone_embedding_stage: false,
       },
-      ...(granularity === "selective" ? { recompute: { recompute_granularity: granularity } } : {}),
-      ...(granularity === "full"
-        ? {
+      ...(granularity === null
+        ? {}
+        : {
             recompute: {
               recompute_granularity: granularity,
-              recompute_method: "block",
-              recompute_num_layers: Math.max(...recompute),
-              // Rows [stages, micro-batches, value]: granularity 1 is full; method 1 is block (the first layers).
-              recompute_granularity_per_stage_micro_batch: perStage((n) => (n > 0 ? 1 : 0)),
-              recompute_method_per_stage_micro_batch: perStage(() => 1),
-              recompute_num_layers_per_stage_micro_batch: perStage((n) => n),
+              ...(granularity === "full" ? wholeLayers(recompute, plan.numMicroBatches) : {}),
             },
-          }
-        : {}),
+          }),
     },
     model: {
       transformer_impl: "transformer_engine",
@@ -190,6 +181,21 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
     data: { tokenizer: { vocab_size: model.vocabSize } },
   };
   return { text: `${yamlText(config, 0)}\n`, notes };
+}
+
+/** Recomputation of whole layers by pipeline rank and micro-batch: rows [ranks, micro-batches, value]. */
+function wholeLayers(counts: readonly number[], numMicroBatches: number): { readonly [key: string]: Yaml } {
+  const rows = (valueOf: (count: number) => number): Yaml[] =>
+    runs(counts.map(valueOf)).map(({ count, value }) => [count, numMicroBatches, value]);
+  return {
+    recompute_method: "block",
+    recompute_num_layers: Math.max(...counts),
+    // 1 is full, 0 none.
+    recompute_granularity_per_stage_micro_batch: rows((n) => (n > 0 ? 1 : 0)),
+    // 1 is block: the first layers.
+    recompute_method_per_stage_micro_batch: rows(() => 1),
+    recompute_num_layers_per_stage_micro_batch: rows((n) => n),
+  };
 }
 
 /** Consecutive equal values. */

@@ -55,7 +55,7 @@ export function stageMemory(workload: Workload, stage: StagePlan, inFlight: numb
 }
 
 /** Bytes that a stage keeps for one micro-batch. The first layers recompute everything, the next ones attention's inner part. */
-export function stageActivationBytes(workload: Workload, stage: StagePlan, sizes: RankSizes, layout: PlanLayout): number {
+function stageActivationBytes(workload: Workload, stage: StagePlan, sizes: RankSizes, layout: PlanLayout): number {
   let bytes = 0;
   for (let i = 0; i < stage.numLayers; i++)
     bytes += layerActivationBytes(workload, stage.firstLayer + i, sizes, layout, recomputeOf(stage, i));
