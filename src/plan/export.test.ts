@@ -164,6 +164,15 @@ describe("of a model and its software nothing is dropped silently", () => {
     expect(both[1]).toMatch(line(`${key}: ${JSON.stringify(value)}`));
   });
 
+  test.each([
+    ["rows of the chosen travel", { ep: 4, etp: 1 }, "alltoall"],
+    ["all tokens are gathered", { ep: 1, etp: 4 }, "allgather"],
+  ])("where %s to the experts, both are told", (_, experts, dispatcher) => {
+    const plan = planned(sayable, { ...small, ...experts }).best;
+    expect(megatronArguments(plan, context(sayable)).text).toContain(`--moe-token-dispatcher-type ${dispatcher}`);
+    expect(flagScaleConfig(plan, context(sayable)).text).toContain(`moe_token_dispatcher_type: "${dispatcher}"`);
+  });
+
   test("what has no word is in the notes of both", () => {
     const result = planned(unsayable, { ...small, sequenceParallel: false }).best;
     for (const { notes } of [megatronArguments(result, context(unsayable)), flagScaleConfig(result, context(unsayable))]) {

@@ -9,6 +9,7 @@ import type { ModelConfig } from "../config/model.ts";
 import type { LayoutInput } from "../config/layout.ts";
 import type { EvaluatedLayout } from "./evaluate.ts";
 import {
+  megatronExperts,
   megatronModel,
   megatronNotes,
   megatronPrecision,
@@ -77,7 +78,7 @@ export function trainingLayout(
 /** Arguments of Megatron-LM's `pretrain_gpt.py`, one or a pair a line. */
 export function megatronArguments(plan: EvaluatedLayout, context: ExportContext): ExportedPlan {
   const { model, sequenceLength, batchSequences, software = softwarePresets.megatron } = context;
-  const { pp, tp, ep, etp, sequenceParallel, zero, microBatch, interleave } = plan.layout;
+  const { pp, tp, sequenceParallel, zero, microBatch, interleave } = plan.layout;
   const { granularity, numLayers } = megatronRecompute(plan);
   const most = Math.max(...numLayers);
   const args: MegatronArguments = {
@@ -91,7 +92,7 @@ export function megatronArguments(plan: EvaluatedLayout, context: ExportContext)
     pipeline_model_parallel_layout: megatronLayout(layerCounts(plan)),
     ...(sequenceParallel ? { sequence_parallel: true } : {}),
     ...(zero > 0 ? { use_distributed_optimizer: true, overlap_grad_reduce: true, overlap_param_gather: true } : {}),
-    ...(model.moe === null ? {} : { expert_model_parallel_size: ep, expert_tensor_parallel_size: etp }),
+    ...megatronExperts(model, plan.layout),
     ...megatronPrecision(software),
     ...megatronSoftware(software),
     ...(granularity === null ? {} : { recompute_granularity: granularity }),
@@ -143,7 +144,7 @@ export function flagScaleConfig(plan: EvaluatedLayout, context: ExportContext): 
     system: {
       tensor_model_parallel_size: tp,
       pipeline_model_parallel_size: pp,
-      ...(model.moe === null ? {} : { expert_model_parallel_size: ep, expert_tensor_parallel_size: etp }),
+      ...megatronExperts(model, plan.layout),
       context_parallel_size: 1,
       sequence_parallel: sequenceParallel,
       use_distributed_optimizer: zero > 0,

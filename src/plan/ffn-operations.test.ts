@@ -41,6 +41,13 @@ describe("experts", () => {
     ]);
   });
 
+  test("of which every rank has columns gather tokens and scatter the sum under sequence parallelism, as a dense network does", () => {
+    expect(sentBytes({ etp: 4, sequenceParallel: true })).toEqual([
+      { tp: 2 * gather, ep: 0 },
+      { tp: 2 * gather + weights, ep: 0 },
+    ]);
+  });
+
   test("which every rank has all of send nothing, and are gathered where ranks hold the tokens alike", () => {
     const nothing = { tp: 0, ep: 0 };
     expect(sentBytes({ sequenceParallel: true })).toEqual([nothing, nothing]);
@@ -66,9 +73,9 @@ describe("a shared expert", () => {
     return sentBytes(layout, shared).map(({ tp }, i) => tp - (without[i]?.tp ?? 0));
   };
 
-  test("is in the sum of the routed experts where they have one", () => {
+  test("is in the gather and the sum of the routed experts where they have them", () => {
     expect(added({ ep: 4 })).toEqual([0, 0]);
-    expect(added({ etp: 4 })).toEqual([0, 0]);
+    for (const sequenceParallel of [false, true]) expect(added({ etp: 4, sequenceParallel })).toEqual([0, 0]);
   });
   test("needs a sum of its own where tokens are exchanged or every rank has all experts", () => {
     expect(added({ ep: 8 })).toEqual([sum, sum]);

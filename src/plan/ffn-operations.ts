@@ -2,11 +2,12 @@
  * What a device runs for the second half of a layer: norm, a dense feed-forward network or experts, residual. Letters as in
  * `attention-operations.ts`; F columns of the rank's network, K experts a token, E experts of the rank.
  *
- * Experts over just the tensor-parallel ranks (ep * etp = tp; Skywork-MoE's expert data parallelism has ep = tp) need no exchange of tokens where
- * activations are whole on every rank: each computes its experts on all tokens, and the sum that the layer needs anyway adds them up.
+ * Experts over just the tensor-parallel ranks (ep * etp = tp; Skywork-MoE's expert data parallelism has ep = tp) need no exchange of tokens where activations
+ * are whole on every rank: each computes its experts on all tokens, and the sum that the layer needs anyway adds them up. Under sequence parallelism that
+ * is so where every rank has columns of all experts (etp = tp): tokens are gathered and the sum scattered, as in a dense network.
  * Otherwise each rank has tokens of its own (its part of the sequence, or of what the tensor-parallel ranks hold alike) and exchanges them: all-to-all over
  * the ep ranks, and over etp a gather before and a scattered sum behind the experts; nothing, where every rank has all experts. Our trainer decides the
- * same way (`src/train/parallel/place.ts`, `src/nn/moe/sharded.ts`).
+ * same way (`src/train/parallel/place.ts`, `src/nn/moe/sharded.ts`); Megatron is told (`megatron-arguments.ts`).
  */
 import type { ComputeType } from "../config/cluster.ts";
 import { expertsOf } from "./shape.ts";
@@ -85,22 +86,27 @@ function networkBackward(
 }
 
 /** Whether ranks have tokens of their own for the experts, which travel where experts are cut; otherwise each rank takes all tokens of its group. */
-function exchangesTokens({ tp, ep, etp, sequenceParallel }: PlanLayout): boolean {
-  return ep * etp !== tp || (sequenceParallel && tp > 1);
+export function exchangesTokens({ tp, ep, etp, sequenceParallel }: PlanLayout): boolean {
+  return ep * etp !== tp || (sequenceParallel && ep > 1);
 }
 
 /** Makes what is between layers of the ranks' results (backward: of their gradients): a sum of parts, or every rank's tokens side by side. */
 function joinResults(pass: Pass, { workload, sizes, layout, groups }: OperationContext): void {
   const bytes = sizes.elementBytes * sizes.tokens * workload.model.hiddenSize;
-  if (!exchangesTokens(layout)) pass.collective("allReduce", bytes, groups.tp, "tp");
+  if (!exchangesTokens(layout)) pass.collective(layout.sequenceParallel ? "reduceScatter" : "allReduce", bytes, groups.tp, "tp");
   else if (!layout.sequenceParallel) pass.collective("allGather", bytes, groups.tp, "tp");
+}
+/** What a network that is cut over the tensor-parallel ranks takes (backward: its gradients) under sequence parallelism. */
+function gatherTokens(pass: Pass, { workload, sizes, layout, groups }: OperationContext): void {
+  if (layout.sequenceParallel) pass.collective("allGather", sizes.elementBytes * sizes.tokens * workload.model.hiddenSize, groups.tp, "tp");
 }
 
 function expertsForward(pass: Pass, context: OperationContext, experts: ExpertSizes): void {
-  const { workload, sizes } = context;
+  const { workload, sizes, layout } = context;
   const { hiddenSize: H } = workload.model;
   const { rowTokens, elementBytes: e } = sizes;
   route(pass, context, 1);
+  if (!exchangesTokens(layout)) gatherTokens(pass, context);
   sharedExpert(pass, context, networkForward);
   planExchange(pass, context, experts);
   exchange(pass, context, experts);
@@ -119,6 +125,7 @@ function expertsBackward(pass: Pass, context: OperationContext, experts: ExpertS
   const { hiddenSize: H, moe } = workload.model;
   const { tokens: T, elementBytes: e } = sizes;
   const rows = experts.experts * experts.rowsPerExpert;
+  if (!exchangesTokens(layout)) gatherTokens(pass, context);
   exchange(pass, context, experts);
   pass.memory(4 * e * rows * H);
   networkBackward(pass, context, experts);
@@ -142,17 +149,18 @@ function route(pass: Pass, { workload, sizes, layer }: OperationContext, product
 }
 
 /**
- * A shared expert is cut over tp and takes all tokens, as a dense network does. Its sum is that of the routed experts where they have one; where tokens are
- * exchanged it needs one of its own.
+ * A shared expert is cut over tp and takes all tokens, as a dense network does. Where the routed experts take them too, it shares their gather and their sum;
+ * where tokens are exchanged it needs its own.
  */
 function sharedExpert(pass: Pass, context: OperationContext, network: typeof networkForward): void {
   const { workload, sizes, layout, groups } = context;
   const shared = expertsOf(workload.model, context.layer)?.sharedExpert ?? null;
   if (shared === null) return;
-  const bytes = sizes.elementBytes * sizes.tokens * workload.model.hiddenSize;
-  if (layout.sequenceParallel) pass.collective("allGather", bytes, groups.tp, "tp");
+  const isAlone = exchangesTokens(layout);
+  if (isAlone) gatherTokens(pass, context);
   network(pass, context, { experts: 1, columns: largestShare(shared.ffnSize, layout.tp), rowsPerExpert: sizes.tokens });
-  if (exchangesTokens(layout)) pass.collective(layout.sequenceParallel ? "reduceScatter" : "allReduce", bytes, groups.tp, "tp");
+  const bytes = sizes.elementBytes * sizes.tokens * workload.model.hiddenSize;
+  if (isAlone) pass.collective(layout.sequenceParallel ? "reduceScatter" : "allReduce", bytes, groups.tp, "tp");
 }
 
 /** Which rows go where, and how many: ranks of a tensor-parallel group know each other's choices. */

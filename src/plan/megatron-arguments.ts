@@ -7,7 +7,8 @@
  */
 import type { ModelConfig, MoeConfig, RopeScaling } from "../config/model.ts";
 import type { EvaluatedLayout } from "./evaluate.ts";
-import type { Software } from "./types.ts";
+import { exchangesTokens } from "./ffn-operations.ts";
+import type { PlanLayout, Software } from "./types.ts";
 
 export type MegatronArguments = Readonly<Record<string, string | number | true>>;
 
@@ -67,7 +68,15 @@ function expertArguments(moe: MoeConfig, numLayers: number): MegatronArguments {
     ...(sharedExpert === null ? {} : { moe_shared_expert_intermediate_size: sharedExpert.ffnSize }),
     ...(sharedExpert?.gate === true ? { moe_shared_expert_gate: true } : {}),
     moe_grouped_gemm: true,
-    moe_token_dispatcher_type: "alltoall",
+  };
+}
+/** How experts are cut, and whether rows of the chosen travel to them or all tokens are gathered. */
+export function megatronExperts({ moe }: ModelConfig, layout: PlanLayout): MegatronArguments {
+  if (moe === null) return {};
+  return {
+    expert_model_parallel_size: layout.ep,
+    expert_tensor_parallel_size: layout.etp,
+    moe_token_dispatcher_type: layout.tp > 1 && !exchangesTokens(layout) ? "allgather" : "alltoall",
   };
 }
 function isPreSoftmax(scoring: MoeConfig["scoring"], renormalize: boolean): boolean {
