@@ -13,7 +13,8 @@
  */
 import { MoeError } from "../util/errors.ts";
 import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
-import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
+import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
+import { lengthenStep, simulatedMicroBatches } from "./long-step.ts";
 import { partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
 import { simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
 import { EvaluationCache, stageCostsOfRanks, type EvaluateOptions } from "./evaluation-cache.ts";
@@ -89,9 +90,14 @@ export class LayoutEvaluation {
     this.#M = this.#first(0).model.numMicroBatches;
   }
 
-  #compiled(): CompiledSchedule {
+  #schedule(numMicroBatches = this.#M): PipelineScheduleOptions {
     const { pp: numRanks, interleave: stagesPerRank } = this.layout;
-    return this.#cache.schedule({ name: this.schedule, numRanks, numMicroBatches: this.#M, stagesPerRank });
+    return { name: this.schedule, numRanks, numMicroBatches, stagesPerRank };
+  }
+
+  /** Of as many micro-batches as are simulated. */
+  #compiled(): CompiledSchedule {
+    return this.#cache.schedule(this.#schedule(simulatedMicroBatches(this.#schedule())));
   }
 
   #first(rank: number): StageCosts {
@@ -289,9 +295,19 @@ export class LayoutEvaluation {
     };
   }
 
-  /** The step of these stages, operation by operation. */
+  /** The step of these stages, operation by operation; of very many micro-batches the first ones, and what the others add. */
   simulate(stages: readonly StagePlan[], { timeline = false } = {}): SimulatedStep {
-    const { pp: P, interleave: V } = this.layout;
+    const options = this.#simulation(stages);
+    const { pp: P } = this.layout;
+    const compiled = this.#compiled();
+    const step = simulateStep({ ...options, timeline }, compiled);
+    if (compiled.M === this.#M) return step;
+    const before = simulateStep(options, this.#cache.schedule(this.#schedule(compiled.M - P)));
+    return lengthenStep(step, before, P, this.#M - compiled.M);
+  }
+
+  #simulation(stages: readonly StagePlan[]): SimulationOptions {
+    const { pp: P } = this.layout;
     const slowest = <T>(rank: number, of: (costs: StageCosts) => T, size: (value: T) => number): T =>
       this.#kinds(rank)
         .map(of)
@@ -310,17 +326,15 @@ export class LayoutEvaluation {
         Math.max(...ends.map((list) => list.reduce((sum, end) => sum + of(end), 0)));
       return { gradientSeconds: most((end) => end.gradientSeconds), optimizerSeconds: most((end) => end.optimizerSeconds) };
     });
-    const options: SimulationOptions = {
-      schedule: { name: this.schedule, numRanks: P, numMicroBatches: this.#M, stagesPerRank: V },
+    return {
+      schedule: this.#schedule(),
       stages: times,
       messageSeconds: Math.max(...this.#ranks.flat().map(({ model }) => model.boundary().seconds)),
       overlapMessages: this.schedule !== "1f1b",
       stepEnd,
       stepSeconds: this.#first(0).model.stepSeconds,
       activationBytes: stages.map((stage, s) => this.#first(s % P).keptBytes(stage.firstLayer, stage.numLayers, countsOf(stage))),
-      timeline,
     };
-    return simulateStep(options, this.#compiled());
   }
 
   #memory(stages: readonly StagePlan[], simulated: SimulatedStep): StageMemory[] {

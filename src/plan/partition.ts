@@ -24,13 +24,13 @@
  * before, so the tables are exact for the bounds: at the root they give the
  * **lower bound**, which holds for every split. Branch and bound then goes through the stages from the first, the most promising run of
  * layers first, cuts where the bound reaches the best T found, and evaluates T at the leaves. It ends with the optimum, or, where
- * `maxNodes` ends it, with the best found and the bound (`optimal` says which). O(P L^2) for the tables.
+ * `maxNodes` ends it or micro-batches are too many to count each (`countedMicroBatches`), with the best found and the bound (`optimal` says which). O(P L^2) for the tables.
  *
  * The same question as integer program: "AdaPipe: Optimizing Pipeline Parallelism with Adaptive Recomputation and Partitioning"
  * (ASPLOS 2024), which balances the steady phase only.
  */
 import { MoeError } from "../util/errors.ts";
-import { oneForwardOneBackwardSeconds, pipelineScratch, type PipelineScratch } from "./pipeline-time.ts";
+import { countedMicroBatches, longSeconds, pipelineScratch, type PipelineScratch } from "./pipeline-time.ts";
 
 /** Seconds of a micro-batch on a stage with these layers (messages that the sender waits for included), and of the end of the step. */
 export interface StageCandidate {
@@ -100,7 +100,7 @@ export function partitionSeconds(problem: PartitionProblem, layers: readonly num
     optimizer = Math.max(optimizer, candidate.optimizer);
     first += n;
   }
-  return oneForwardOneBackwardSeconds(forward, backward, gradients, P, problem.numMicroBatches, pipelineScratch(P)) + optimizer;
+  return longSeconds(forward, backward, gradients, P, problem.numMicroBatches, pipelineScratch(P)) + optimizer;
 }
 
 /**
@@ -221,7 +221,7 @@ class PartitionSearch {
     const lowerBoundSeconds = children[0]?.bound ?? Infinity;
     if (lowerBoundSeconds === Infinity) return null;
     this.#visit(0, 0, root);
-    const optimal = this.#numNodes < this.#maxNodes;
+    const optimal = this.#numNodes < this.#maxNodes && this.#M <= countedMicroBatches(this.#P);
     // A split that fits exists, and the first descent reaches one: every table entry that is finite is a split's.
     if (this.#best === null) throw new MoeError("internal", "partition of layers: the search ended without a split");
     return { layers: this.#best, seconds: this.#bestSeconds, lowerBoundSeconds, optimal, numNodes: this.#numNodes };
@@ -263,7 +263,7 @@ class PartitionSearch {
   #visit(s: number, first: number, branch: Branch): void {
     const { forward, backward, gradients: exchange, counts } = this.#stage;
     if (s === this.#P) {
-      const seconds = oneForwardOneBackwardSeconds(forward, backward, exchange, this.#P, this.#M, this.#scratch) + branch.optimizer;
+      const seconds = longSeconds(forward, backward, exchange, this.#P, this.#M, this.#scratch) + branch.optimizer;
       if (seconds < this.#bestSeconds) [this.#bestSeconds, this.#best] = [seconds, [...counts]];
       return;
     }

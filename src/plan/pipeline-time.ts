@@ -11,6 +11,14 @@
  *   through the last stage  T >= sum of all w + (M - 1) b_s + (M - P + s) f_s   for M >= P - s (out, back, and the rest of s's work)
  */
 
+/**
+ * Micro-batches up to which `longSeconds` goes through all of them. A search asks a thousand times a layout, and a thousand micro-batches
+ * are enough to tell splits apart.
+ */
+export function countedMicroBatches(numStages: number): number {
+  return Math.max(1024, 16 * numStages);
+}
+
 /** Working arrays for up to `numStages` stages, reused from call to call. */
 export interface PipelineScratch {
   readonly free: Float64Array;
@@ -55,4 +63,24 @@ export function oneForwardOneBackwardSeconds(
   let last = 0;
   for (let s = 0; s < P; s++) last = Math.max(last, (free[s] as number) + (gradients[s] as number));
   return last;
+}
+
+/**
+ * The same for any number of micro-batches: those behind `countedMicroBatches` take what the slowest stage takes, which is what a pipeline
+ * comes to when the stocks before that stage have filled. Exact from there on, else too long by a filling of the pipeline at most.
+ */
+export function longSeconds(
+  forward: Float64Array,
+  backward: Float64Array,
+  gradients: Float64Array,
+  numStages: number,
+  numMicroBatches: number,
+  scratch: PipelineScratch,
+): number {
+  const counted = Math.min(numMicroBatches, countedMicroBatches(numStages));
+  const seconds = oneForwardOneBackwardSeconds(forward, backward, gradients, numStages, counted, scratch);
+  if (counted === numMicroBatches) return seconds;
+  let pace = 0;
+  for (let s = 0; s < numStages; s++) pace = Math.max(pace, (forward[s] as number) + (backward[s] as number));
+  return seconds + (numMicroBatches - counted) * pace;
 }

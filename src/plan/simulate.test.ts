@@ -184,6 +184,8 @@ describe("simulation of a step", () => {
     expect(() => simulateStep({ ...options, messageSeconds: -1 })).toThrow("not negative, got -1");
     expect(() => simulateStep({ ...options, messageSeconds: [1, 2] })).toThrow("expected times of 1 boundaries, got 2");
     expect(() => simulateStep({ ...options, replicas: [[1]] })).toThrow("a factor for each of 2 ranks");
+    const long = { ...options, schedule: { ...options.schedule, numMicroBatches: 2 ** 30 } };
+    expect(() => simulateStep(long)).toThrow("2 ranks with 1073741824 micro-batches: 4294967296 passes, at most 33554432 are simulated");
   });
 });
 

@@ -134,8 +134,17 @@ export function simulateStep(options: SimulationOptions, schedule = compileSched
   };
 }
 
-/** Throws as `pipelineSchedule` does. */
+/** Passes of all ranks that a simulation goes through at most: about a second, and a few gigabytes. */
+const mostPasses = 2 ** 25;
+
+/** Throws as `pipelineSchedule` does, and `configuration` for more than `mostPasses` passes. */
 export function compileSchedule(options: PipelineScheduleOptions): CompiledSchedule {
+  const passes = 2 * options.numRanks * options.numMicroBatches * (options.stagesPerRank ?? 1);
+  if (passes > mostPasses)
+    throw new MoeError(
+      "configuration",
+      `simulation of ${options.numRanks} ranks with ${options.numMicroBatches} micro-batches: ${passes} passes, at most ${mostPasses} are simulated; fewer or larger micro-batches make fewer`,
+    );
   const lists = pipelineSchedule(options);
   const total = lists.reduce((sum, { length }) => sum + length, 0);
   const [kinds, stages, microBatches] = [new Uint8Array(total), new Int32Array(total), new Int32Array(total)];
