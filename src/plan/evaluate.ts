@@ -5,15 +5,11 @@
  * Plain 1F1B: the split is exact (`partition.ts`); a stage waits while it sends, as Megatron's does. Interleaved 1F1B (`interleaved.ts`) is
  * simulated operation by operation with messages beside the computation; its split is not proven optimal, so its lower bound is that of
  * the work alone. Zero bubble (ZB-H1) takes the split of 1F1B with as many micro-batches in flight on every rank as it needs, and is simulated.
- *
- * The bound without any split (`layoutBound`), W seconds of work a micro-batch over P ranks and M micro-batches, w_s as real numbers:
- *   1F1B       max over s of (sum over i < s of w_i + M w_s) is least where all are equal: W / (1 - (1 - 1/M)^P)
- *   any other  M W / P
- *   both       M ceil(L / P) times the cheapest layer, and the exchange of gradients of as many layers: some rank has them
  */
 import { MoeError } from "../util/errors.ts";
 import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
 import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
+import { stepBound } from "./step-bound.ts";
 import { lengthenStep, simulatedMicroBatches } from "./long-step.ts";
 import { partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
 import { simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
@@ -110,22 +106,10 @@ export class LayoutEvaluation {
     return this.#first(0).numLayers;
   }
 
-  /** Seconds below which no step of this layout is: of the work, of the work and the exchange of gradients, whichever is more. */
+  /** Seconds below which no step of this layout is, whatever the split. */
   bound(): number {
-    const { pp: P, interleave: V } = this.layout;
     const kinds = [...new Set(this.#ranks.flat())];
-    const least = (of: (costs: StageCosts) => number): number => Math.min(...kinds.map(of));
-    const [M, L] = [this.#M, this.numLayers];
-    const work = least((costs) => costs.totalSeconds());
-    const fill = least((costs) => costs.leastLayerSeconds());
-    const exchange = least((costs) => costs.stepEnd(0, L).gradientSeconds);
-    const optimizer = least((costs) => costs.stepEnd(0, L).optimizerSeconds) / P;
-    const average = (M * work + exchange) / P + (V > 1 ? ((P - 1) / 2) * fill : 0);
-    const filled = this.schedule === "1f1b" ? work / (1 - (1 - 1 / M) ** P) : 0;
-    // Some rank has this many layers at least.
-    const most = Math.ceil(L / P);
-    const counted = M * most * fill + least((costs) => costs.leastExchangeSeconds(most));
-    return Math.max(average, filled, counted) + optimizer + this.#first(0).model.stepSeconds;
+    return stepBound({ layout: this.layout, schedule: this.schedule, numMicroBatches: this.#M, kinds });
   }
 
   /** Bytes below which the fullest rank is not, with as much recomputed as may be: the average of what all ranks hold at least. */

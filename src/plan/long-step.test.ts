@@ -6,7 +6,7 @@ import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
 import { lengthenStep, simulatedMicroBatches } from "./long-step.ts";
 import { planTraining } from "./plan.ts";
 import { countedMicroBatches, longSeconds, oneForwardOneBackwardSeconds, pipelineScratch } from "./pipeline-time.ts";
-import { compileSchedule, simulateStep, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
+import { compileSchedule, simulateStep, type SimulatedStep } from "./simulate.ts";
 
 const seconds = fc.integer({ min: 1, max: 40 });
 const anyStage = fc.record({ forward: seconds, backwardInput: seconds, backwardWeight: seconds });
@@ -33,7 +33,7 @@ describe("a step of very many micro-batches", () => {
       fc.property(anyPipeline, ({ name, P, stagesPerRank, options, left }) => {
         const of = (numMicroBatches: number): SimulatedStep => {
           const schedule = { name, numRanks: P, numMicroBatches, stagesPerRank };
-          return simulateStep({ ...options, schedule } as SimulationOptions, compileSchedule(schedule));
+          return simulateStep({ ...options, schedule }, compileSchedule(schedule));
         };
         const [short, long] = [left + P * 20, left + P * 150];
         const all = of(long);

@@ -33,6 +33,11 @@ export interface StageTime extends StageTerms {
   readonly backwardWeight: number;
 }
 
+export interface PassSeconds {
+  readonly forward: number;
+  readonly backward: number;
+}
+
 export type RecomputePolicy = "auto" | "none" | "full" | "selective";
 
 /** Of a stage's layers. */
@@ -245,26 +250,21 @@ export class StageCosts {
     };
   }
 
-  /** Seconds of a micro-batch in all layers, embedding and head, forward and backward, without recomputation and overhead of stages. */
-  totalSeconds(): number {
+  /** Seconds of a micro-batch in one layer, without recomputation. */
+  layerSeconds(layer: number): PassSeconds {
     const { forward, backward } = this.#sums;
-    const ends = [this.#embedding, this.#head].reduce((sum, cost) => sum + cost.forward.seconds + cost.backward.seconds, 0);
-    return (forward[this.numLayers] ?? 0) + (backward[this.numLayers] ?? 0) + ends;
+    return { forward: between(forward, layer, layer + 1), backward: between(backward, layer, layer + 1) };
+  }
+
+  /** Seconds of a micro-batch in the embedding and in the head, forward and backward. */
+  endSeconds(): { readonly embedding: number; readonly head: number } {
+    const both = ({ forward, backward }: LayerCost): number => forward.seconds + backward.seconds;
+    return { embedding: both(this.#embedding), head: both(this.#head) };
   }
 
   /** Seconds that the exchange of gradients of any `n` layers takes at least: known where all layers are equal. */
   leastExchangeSeconds(n: number): number {
     return this.uniform ? this.model.stepEnd({ ...emptyStage, numLayers: n }).gradientSeconds : 0;
-  }
-
-  /** Seconds of a micro-batch in the cheapest layer. */
-  leastLayerSeconds(): number {
-    let least = Infinity;
-    for (let layer = 0; layer < this.numLayers; layer++) {
-      const { forward, backward } = this.#sums;
-      least = Math.min(least, between(forward, layer, layer + 1) + between(backward, layer, layer + 1));
-    }
-    return least;
   }
 }
 
