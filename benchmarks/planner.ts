@@ -1,12 +1,13 @@
 /**
  * Theme `planner`: errors of the planner's step times on measured runs, ours and the best baseline's on the same splits, as shares (0.05: five
- * percent off on average). Nothing here is timed but, with `--only planner.runtime`, our own trainer's steps (`planner-runtime.ts`). Without `--only`
+ * percent off on average). Nothing here is timed but, with `--only planner.runtime`, our own trainer's steps (`planner-runtime.ts`); `--only planner.memory` runs it for its peak memory. Without `--only`
  * it also writes `docs/planner-accuracy.md`.
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { wanted, type Context } from "./context.ts";
 import type { Row } from "./measure.ts";
+import { memoryRows } from "./planner-memory.ts";
 import { accuracyPage } from "./planner-report.ts";
 import { runtimeRows } from "./planner-runtime.ts";
 import { calibrate13b, predict13b, skywork13b } from "./planner-skywork.ts";
@@ -46,6 +47,7 @@ export async function* plannerRows(context: Context): AsyncGenerator<Row> {
     yield { name, ours: meansOf(score, "ours"), rival: meansOf(score, best), unit: "share", bar, note: `rival: ${best}` };
   }
   yield* runtimeRows(context);
+  yield* memoryRows(context);
   if (context.only !== "" || single === null || multi === null) return;
   const page = join(import.meta.dirname, "..", "docs", "planner-accuracy.md");
   writeFileSync(page, accuracyPage(scores, { single, multi }));

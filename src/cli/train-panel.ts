@@ -33,7 +33,7 @@ export function sparkline(values: readonly number[], low: number, high: number):
   return values
     .map((value) => {
       if (!Number.isFinite(value)) return "x";
-      const share = span > 0 ? (value - low) / span : 0.5;
+      const share = span > 0 && Number.isFinite(span) ? (value - low) / span : 0.5;
       return bars[Math.min(bars.length - 1, Math.max(0, Math.floor(share * bars.length)))] ?? "";
     })
     .join("");
