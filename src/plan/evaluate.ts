@@ -7,11 +7,10 @@
  * the work alone. Zero bubble (ZB-H1) takes the split of 1F1B with as many micro-batches in flight on every rank as it needs, and is simulated.
  */
 import { MoeError } from "../util/errors.ts";
-import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
 import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
 import { stepBound } from "./step-bound.ts";
 import { lengthenStep, simulatedMicroBatches } from "./long-step.ts";
-import { partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
+import { evenSplit, partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
 import { simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
 import { EvaluationCache, stageCostsOfRanks, type EvaluateOptions } from "./evaluation-cache.ts";
 import { fullestRank } from "./excess.ts";
@@ -201,22 +200,11 @@ export class LayoutEvaluation {
       numStages: P,
       numLayers: this.numLayers,
       numMicroBatches: this.#M,
-      candidate: this.#remembered(candidate),
+      candidate,
+      uniform: this.#ranks.flat().every(({ uniform }) => uniform),
       scratch: this.#cache.scratch,
     };
     return maxNodes === undefined ? problem : { ...problem, maxNodes };
-  }
-
-  /** Where all layers cost the same, a run's length and ends say all. */
-  #remembered(candidate: PartitionProblem["candidate"]): PartitionProblem["candidate"] {
-    const L = this.numLayers;
-    if (!this.#ranks.flat().every(({ uniform }) => uniform)) return candidate;
-    const known: (StageCandidate | null | undefined)[] = [];
-    return (rank, first, n) => {
-      const key = ((rank * (L + 1) + n) << 2) + (first === 0 ? 1 : 0) + (first + n === L ? 2 : 0);
-      const found = known[key];
-      return found === undefined ? (known[key] = candidate(rank, first, n)) : found;
-    };
   }
 
   #evaluatePlain(): EvaluatedLayout | InfeasibleLayout {
@@ -415,8 +403,4 @@ export class LayoutEvaluation {
 
 function countsOf({ fullRecompute, selectiveRecompute }: StagePlan): RecomputeCounts {
   return { full: fullRecompute, selective: selectiveRecompute };
-}
-
-export function evenSplit(numLayers: number, numStages: number): number[] {
-  return partition(numLayers, equalSpeeds(numStages)).map(intervalLength);
 }

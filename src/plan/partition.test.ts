@@ -3,6 +3,30 @@ import { describe, expect, test } from "vitest";
 import { partitionLayers, partitionSeconds, type PartitionProblem } from "./partition.ts";
 import { simulateStep } from "./simulate.ts";
 
+/** Layers all alike, an end of the model on the first and the last stage, stages of several speeds. */
+const uniformProblem = fc
+  .record({
+    P: fc.integer({ min: 1, max: 5 }),
+    more: fc.integer({ min: 0, max: 9 }),
+    M: fc.integer({ min: 1, max: 14 }),
+    speeds: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 5, maxLength: 5 }),
+    most: fc.integer({ min: 2, max: 12 }),
+    head: fc.integer({ min: 0, max: 12 }),
+  })
+  .map(({ P, more, M, speeds, most, head }): PartitionProblem => {
+    const L = P + more;
+    return {
+      numStages: P,
+      numLayers: L,
+      numMicroBatches: M,
+      candidate(s, first, n) {
+        if (n > most) return null;
+        const forward = (3 * n + (first === 0 ? 1 : 0) + (first + n === L ? head : 0)) / (speeds[s] ?? 1);
+        return { forward, backward: 2 * forward, gradients: n + (first === 0 ? 5 : 0), optimizer: n };
+      },
+    };
+  });
+
 /** All ways to write `total` as `parts` counts of at least 1. */
 function* splits(total: number, parts: number): Generator<number[]> {
   if (parts === 1) {
@@ -71,6 +95,39 @@ describe("partition of layers over stages", () => {
         expect(found?.layers.reduce((a, b) => a + b, 0)).toBe(problem.numLayers);
       }),
       { numRuns: 500 },
+    );
+  });
+
+  test("where all layers are alike is the same, asked once for each number of layers of a stage", () => {
+    fc.assert(
+      fc.property(uniformProblem, (problem) => {
+        let asked = 0;
+        const candidate: PartitionProblem["candidate"] = (s, first, n) => {
+          asked++;
+          return problem.candidate(s, first, n);
+        };
+        expect(partitionLayers({ ...problem, candidate, uniform: true })).toEqual(partitionLayers(problem));
+        const { numStages: P, numLayers: L } = problem;
+        // Each count of each stage, and an even split before.
+        expect(asked).toBeLessThanOrEqual(P * (L - P + 1) + P);
+      }),
+      { numRuns: 300 },
+    );
+  });
+
+  test("a thousand layers over 512 stages are split where they are alike, and refused with their number where they are not", () => {
+    const problem: PartitionProblem = {
+      numStages: 512,
+      numLayers: 1024,
+      numMicroBatches: 8,
+      maxNodes: 1,
+      candidate: (s, _first, n) => ({ forward: n + (s === 511 ? 1 : 0), backward: 2 * n, gradients: 0, optimizer: 0 }),
+    };
+    const { layers = [], seconds = 0, lowerBoundSeconds = 0 } = partitionLayers({ ...problem, uniform: true }) ?? {};
+    expect(layers.reduce((a, b) => a + b, 0)).toBe(1024);
+    expect(seconds).toBeLessThan(1.05 * lowerBoundSeconds);
+    expect(() => partitionLayers(problem)).toThrow(
+      "1024 layers of several kinds over 512 stages are 134742528 candidates, at most 33554432",
     );
   });
 

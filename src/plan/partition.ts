@@ -22,14 +22,15 @@
  * Method: dynamic programming from the last stage computes, for every stage and first layer, the least that these can become for the
  * layers that are left, with e among the stages before (`bottleneck`, `back`) and with e = s (`own`). All are additive in what lies
  * before, so the tables are exact for the bounds: at the root they give the
- * **lower bound**, which holds for every split. Branch and bound then goes through the stages from the first, the most promising run of
+ * **lower bound**, which holds for every split. Runs of layers that work longer than an even split takes are left out: no best split has them. Branch and bound then goes through the stages from the first, the most promising run of
  * layers first, cuts where the bound reaches the best T found, and evaluates T at the leaves. It ends with the optimum, or, where
- * `maxNodes` ends it or micro-batches are too many to count each (`countedMicroBatches`), with the best found and the bound (`optimal` says which). O(P L^2) for the tables.
+ * `maxNodes` ends it or micro-batches are too many to count each (`countedMicroBatches`), with the best found and the bound (`optimal` says which). O(P L^2) for the tables at most.
  *
  * The same question as integer program: "AdaPipe: Optimizing Pipeline Parallelism with Adaptive Recomputation and Partitioning"
  * (ASPLOS 2024), which balances the steady phase only.
  */
 import { MoeError } from "../util/errors.ts";
+import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
 import { countedMicroBatches, longSeconds, pipelineScratch, type PipelineScratch } from "./pipeline-time.ts";
 
 /** Seconds of a micro-batch on a stage with these layers (messages that the sender waits for included), and of the end of the step. */
@@ -46,6 +47,11 @@ export interface PartitionProblem {
   readonly numMicroBatches: number;
   /** `numLayers` layers from `firstLayer` as stage `stage`; null where they do not fit it. */
   readonly candidate: (stage: number, firstLayer: number, numLayers: number) => StageCandidate | null;
+  /**
+   * All layers alike: an answer of `candidate` depends on the stage and the number of its layers only (the first stage has the first layer, the
+   * last one the last, as always). It is asked once for each, not for every first layer. Default false.
+   */
+  readonly uniform?: boolean;
   /** Nodes of the search tree that are visited at most. Default 2,000,000. */
   readonly maxNodes?: number;
   readonly scratch?: PartitionScratch;
@@ -74,7 +80,10 @@ export interface LayerPartition {
   readonly numNodes: number;
 }
 
-/** The best split, or null where none fits. Throws `configuration` for counts that make no sense. */
+/** Numbers that candidates take at most: a gigabyte. */
+const mostNumbers = 2 ** 27;
+
+/** The best split, or null where none fits. Throws `configuration` for counts that make no sense, and for more candidates than go into a gigabyte. */
 export function partitionLayers(problem: PartitionProblem): LayerPartition | null {
   const { numStages, numLayers, numMicroBatches } = problem;
   for (const [what, value] of Object.entries({ numStages, numLayers, numMicroBatches })) {
@@ -83,7 +92,19 @@ export function partitionLayers(problem: PartitionProblem): LayerPartition | nul
   }
   if (numStages > numLayers)
     throw new MoeError("configuration", `partition of layers: ${numStages} stages for ${numLayers} layers, some would have none`);
+  const runs = numLayers - numStages + 1;
+  const numbers = 4 * numStages * runs * (problem.uniform === true ? 1 : runs);
+  if (numbers > mostNumbers)
+    throw new MoeError(
+      "configuration",
+      `partition of layers: ${numLayers} layers of several kinds over ${numStages} stages are ${numbers / 4} candidates, at most ${mostNumbers / 4} are compared; fewer stages or more (--pp) make fewer`,
+    );
   return new PartitionSearch(problem).solve();
+}
+
+/** As many layers on every stage as can be. */
+export function evenSplit(numLayers: number, numStages: number): number[] {
+  return partition(numLayers, equalSpeeds(numStages)).map(intervalLength);
 }
 
 /** T of one split. Null where a stage's layers do not fit it. */
@@ -132,43 +153,55 @@ class PartitionSearch {
   readonly #P: number;
   readonly #L: number;
   readonly #M: number;
-  /** At (s * (L + 1) + first) * (L + 1) + count; forward is Infinity where it does not fit. */
+  readonly #uniform: boolean;
+  /** Of a stage and a run of layers, at `#at`; forward is Infinity where it does not fit. */
   readonly #forward: Float64Array;
   readonly #backward: Float64Array;
   readonly #gradients: Float64Array;
   readonly #optimizer: Float64Array;
+  /** The largest count of a stage and a first layer that may be of use, at `#runs`. */
+  readonly #most: Int32Array;
   readonly #tables: Tables;
   readonly #maxNodes: number;
   readonly #stage: { forward: Float64Array; backward: Float64Array; gradients: Float64Array; counts: Int32Array };
   readonly #scratch: PipelineScratch;
+  /** Nodes that a leaf counts as: as many as take its time. */
+  readonly #leafNodes: number;
   #best: number[] | null = null;
   #bestSeconds = Infinity;
   #numNodes = 0;
 
   constructor(problem: PartitionProblem) {
-    const { numStages: P, numLayers: L, numMicroBatches: M, candidate, maxNodes = 2_000_000, scratch = new PartitionScratch() } = problem;
-    [this.#P, this.#L, this.#M, this.#maxNodes] = [P, L, M, maxNodes];
+    const { numStages: P, numLayers: L, numMicroBatches: M, candidate, uniform = false, maxNodes = 2_000_000 } = problem;
+    [this.#P, this.#L, this.#M, this.#uniform, this.#maxNodes] = [P, L, M, uniform, maxNodes];
+    const { scratch = new PartitionScratch() } = problem;
     const none = new Float64Array(0);
     [this.#forward = none, this.#backward = none, this.#gradients = none, this.#optimizer = none] = scratch.arrays(
       4,
-      P * (L + 1) * (L + 1),
+      P * (L - P + 1) * (uniform ? 1 : L - P + 1),
     );
     this.#forward.fill(Infinity);
+    this.#most = new Int32Array(P * (uniform ? 1 : L - P + 1));
+    // No stage of the best split works longer than an even split takes in all.
+    const enough = (partitionSeconds(problem, evenSplit(L, P)) ?? Infinity) * (1 + 1e-9);
     for (let s = 0; s < P; s++) {
       // Every stage has a layer at least, so a first layer and a count have their ranges.
-      for (let first = s; first <= (s === 0 ? 0 : L - P + s); first++) {
+      for (let first = s; first <= (s === 0 || uniform ? s : L - P + s); first++) {
         const most = L - first - (P - s - 1);
-        for (let n = s === P - 1 ? most : 1; n <= most; n++) {
-          const found = candidate(s, first, n);
-          if (found === null) continue;
+        for (let n = s === P - 1 && !uniform ? most : 1; n <= most; n++) {
+          // Of the last stage's counts each has its own first layer.
+          const found = candidate(s, uniform && s === P - 1 ? L - n : first, n);
+          if (found === null || M * (found.forward + found.backward) > enough) continue;
           const i = this.#at(s, first, n);
           this.#forward[i] = found.forward;
           this.#backward[i] = found.backward;
           this.#gradients[i] = found.gradients;
           this.#optimizer[i] = found.optimizer;
+          this.#most[this.#runs(s, first)] = n;
         }
       }
     }
+    this.#leafNodes = Math.max(1, Math.floor((P * Math.min(M, countedMicroBatches(P))) / 1000));
     this.#scratch = pipelineScratch(P);
     this.#tables = this.#fillTables();
     this.#stage = {
@@ -179,8 +212,16 @@ class PartitionSearch {
     };
   }
 
+  /** Every other stage has a layer at least, so that there are as many first layers of a stage, and counts, as layers are left, and one. */
   #at(stage: number, first: number, count: number): number {
-    return (stage * (this.#L + 1) + first) * (this.#L + 1) + count;
+    return this.#runs(stage, first) * (this.#L - this.#P + 1) + count - 1;
+  }
+  #runs(stage: number, first: number): number {
+    return this.#uniform ? stage : stage * (this.#L - this.#P + 1) + first - stage;
+  }
+  /** Counts go up to here. */
+  #mostOf(stage: number, first: number): number {
+    return Math.min(this.#most[this.#runs(stage, first)] as number, this.#L - first - (this.#P - stage - 1));
   }
 
   /** (M - 1) backward + max(0, M - P + s) forward: what is left of stage s when the first gradient reaches it, but its first backward pass. */
@@ -197,7 +238,8 @@ class PartitionSearch {
     for (let s = P - 1; s >= 0; s--) {
       for (let first = s; first <= L - P + s; first++) {
         const here = s * (L + 1) + first;
-        for (let n = 1; n <= L - first - (P - s - 1); n++) {
+        const most = this.#mostOf(s, first);
+        for (let n = 1; n <= most; n++) {
           const i = this.#at(s, first, n);
           const forward = this.#forward[i] as number;
           if (forward === Infinity) continue;
@@ -229,9 +271,10 @@ class PartitionSearch {
 
   /** Choices of stage s that can still lead to a better split, the most promising first. */
   #children(s: number, first: number, branch: Branch): { n: number; bound: number; next: Branch }[] {
-    const [P, L, M, tables] = [this.#P, this.#L, this.#M, this.#tables];
+    const [L, M, tables] = [this.#L, this.#M, this.#tables];
     const children: { n: number; bound: number; next: Branch }[] = [];
-    for (let n = 1; n <= L - first - (P - s - 1); n++) {
+    const most = this.#mostOf(s, first);
+    for (let n = 1; n <= most; n++) {
       const i = this.#at(s, first, n);
       const forward = this.#forward[i] as number;
       const rest = (s + 1) * (L + 1) + first + n;
@@ -263,6 +306,7 @@ class PartitionSearch {
   #visit(s: number, first: number, branch: Branch): void {
     const { forward, backward, gradients: exchange, counts } = this.#stage;
     if (s === this.#P) {
+      this.#numNodes += this.#leafNodes - 1;
       const seconds = longSeconds(forward, backward, exchange, this.#P, this.#M, this.#scratch) + branch.optimizer;
       if (seconds < this.#bestSeconds) [this.#bestSeconds, this.#best] = [seconds, [...counts]];
       return;

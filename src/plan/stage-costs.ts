@@ -146,6 +146,8 @@ export class StageCosts {
       return fits(counts) ? counts : null;
     }
     if (fits(noRecompute)) return noRecompute;
+    // Nothing keeps less than full recomputation.
+    if (this.fixedBytes(first, n) + inFlight * this.keptBytes(first, n, { full: n, selective: 0 }) > this.memoryBytes) return null;
     if (this.model.workload.software.freesInBackward === true) return this.#leastRecompute(first, n, fits);
     let best: RecomputeCounts | null = null;
     let bestSeconds = Infinity;
