@@ -153,20 +153,12 @@ export class LayoutEvaluation {
     return typeof recompute === "string" ? recompute : { full: recompute[stage] ?? 0, selective: 0 };
   }
 
-  /** What all kinds of devices of a rank can do: the most recomputation that one of them needs; null: too small. */
+  /** What all kinds of devices of a rank can do: a stage has as many bytes on each, so what fits the smallest; null: too small. */
   #recompute(rank: number, stage: number, first: number, n: number, inFlight: number): RecomputeCounts | null {
     const policy = this.#policy(stage);
-    if (typeof policy !== "string") {
-      const fits = policy.full <= n && this.#kinds(rank).every((costs) => costs.bytes(first, n, policy, inFlight) <= costs.memoryBytes);
-      return fits ? policy : null;
-    }
-    let counts: RecomputeCounts = { full: 0, selective: 0 };
-    for (const costs of this.#kinds(rank)) {
-      const needed = costs.recompute(first, n, inFlight, policy);
-      if (needed === null) return null;
-      if (needed.full > counts.full || (needed.full === counts.full && needed.selective > counts.selective)) counts = needed;
-    }
-    return counts;
+    const costs = this.#kinds(rank).reduce((a, b) => (b.memoryBytes < a.memoryBytes ? b : a), this.#first(rank));
+    if (typeof policy === "string") return costs.recompute(first, n, inFlight, policy);
+    return policy.full <= n && costs.bytes(first, n, policy, inFlight) <= costs.memoryBytes ? policy : null;
   }
 
   #kinds(rank: number): readonly StageCosts[] {

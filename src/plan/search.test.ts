@@ -201,6 +201,34 @@ describe("unequal devices", () => {
     expect(fastest.optimal).toBe(true);
   });
 
+  test("a rank with devices of both kinds holds no more than the smaller one, whichever recomputation either needs", () => {
+    const fixed = { pp: 1, tp: 8, dp: 2, microBatch: 1, interleave: 1, zero: 1 as const };
+    const software = { ...softwarePresets.megatron, attention: "materialized" } as const;
+    // Attention is most of a layer, so with less memory the cheapest choice turns from 1 whole layer and 2 attentions to 4 attentions, and back.
+    const sizes = { hiddenSize: 256, numHeads: 8, numKvHeads: 8, headDim: 32, ffnSize: 64, maxPositions: 8192 };
+    const { workload } = optionsFor({ ...modelPresets["skywork-13b"], numLayers: 6, ...sizes }, cluster, 64, 8192);
+    const withMemory = (first: number, second: number): SearchOptions => ({
+      workload: { ...workload, software },
+      cluster: {
+        ...cluster,
+        nodes: cluster.nodes.map((nodes, i) => ({ ...nodes, device: { ...nodes.device, memoryBytes: i === 0 ? first : second } })),
+      },
+      memoryReserve: 0,
+      fixed,
+      lean: false,
+    });
+    const holds = (recompute: "none" | "full"): number =>
+      found(searchLayouts({ ...withMemory(1e15, 1e15), recompute })).fastest.peakMemoryBytes;
+    const [full, none] = [holds("full"), holds("none")];
+    const at = (share: number): number => full + share * (none - full);
+    for (let i = 0; i <= 20; i++) {
+      for (let j = 0; j <= 20; j++) {
+        const { peakMemoryBytes } = found(searchLayouts(withMemory(at(i / 20), at(j / 20)))).fastest;
+        expect(peakMemoryBytes).toBeLessThanOrEqual(Math.min(at(i / 20), at(j / 20)));
+      }
+    }
+  });
+
   test("a rank with devices of both kinds is as slow as the slower one", () => {
     const fixed = { pp: 1, tp: 8, dp: 2, ep: 8, etp: 1, microBatch: 1, interleave: 1, zero: 1 as const };
     const mixed = found(searchLayouts({ ...optionsFor(small, cluster, 64), fixed, lean: false })).fastest;
