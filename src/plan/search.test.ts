@@ -105,6 +105,26 @@ describe("search over layouts", () => {
     expect(paretoOf([])).toEqual([]);
   });
 
+  test("the order of plans whose times differ in the tenth digit does not depend on the order in which they came", () => {
+    const { fastest } = found(searchLayouts({ ...smallOptions, lean: false }));
+    // Each equals its neighbours and the ends differ, while pp says the opposite: a tolerance has no order of these.
+    const plans = [0, 1, 2, 3].map((i) => ({
+      ...fastest,
+      seconds: fastest.seconds * (1 + 0.7e-9 * i),
+      peakMemoryBytes: fastest.peakMemoryBytes - i,
+      layout: { ...fastest.layout, pp: 9 - i },
+    }));
+    const first = paretoOf(plans);
+    for (const order of [
+      [3, 2, 1, 0],
+      [1, 3, 0, 2],
+      [2, 0, 3, 1],
+      [1, 0, 3, 2],
+      [3, 1, 0, 2],
+    ])
+      expect(paretoOf(order.flatMap((i) => plans[i] ?? []))).toEqual(first);
+  });
+
   test("the same question has the same answer", () => {
     expect(found(searchLayouts(smallOptions))).toEqual(found(searchLayouts(smallOptions)));
   });

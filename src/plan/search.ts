@@ -7,7 +7,7 @@
  * bound is above the least found. Cost per token on the same devices follows time; `plan.ts` asks again with fewer, and only for steps
  * that are short enough to be cheaper (`below`).
  *
- * The Pareto table holds the evaluated plans that no other beats in both step time and peak memory. Among equals (to 1e-9) the layout with
+ * The Pareto table holds the evaluated plans that no other beats in both step time and peak memory. Among equals (to nine digits) the layout with
  * fewer stages, then the smaller micro-batch is first, so the answer does not depend on the order of enumeration.
  */
 import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
@@ -139,8 +139,9 @@ function compareLayouts(a: PlanLayout, b: PlanLayout): number {
   return 0;
 }
 
+/** Times that agree in nine digits are equal: rounded, not compared with a tolerance, or an order could go round in circles. */
 function byTime(a: EvaluatedLayout, b: EvaluatedLayout): number {
-  return Math.abs(a.seconds - b.seconds) > 1e-9 * a.seconds ? a.seconds - b.seconds : compareLayouts(a.layout, b.layout);
+  return Number(a.seconds.toPrecision(9)) - Number(b.seconds.toPrecision(9)) || compareLayouts(a.layout, b.layout);
 }
 function byMemory(a: EvaluatedLayout, b: EvaluatedLayout): number {
   return a.peakMemoryBytes === b.peakMemoryBytes ? byTime(a, b) : a.peakMemoryBytes - b.peakMemoryBytes;
