@@ -1,5 +1,6 @@
 /** A plan as text for the terminal. */
 import {
+  describeDevices,
   describeLayout,
   gibibytes,
   type LayoutSummary,
@@ -21,7 +22,7 @@ const termNames = {
   compute: "computing",
   communication: "collectives in layers",
   recompute: "recomputation",
-  overhead: "host and schedule",
+  overhead: "micro-batches besides layers",
   messages: "messages between stages",
   bubble: "waiting for other stages",
   gradients: "exchange of gradients",
@@ -36,7 +37,7 @@ export function describeTraining(report: PlanReport, { seconds, files, source }:
     ? "the split is proven to be the fastest"
     : `no split is below ${plan.lowerBoundMs.toFixed(1)} ms (${gap(plan.stepTimeMs, plan.lowerBoundMs)})`;
   return [
-    `${source}: ${formatCount(model.parameters)} parameters, ${formatCount(model.activeParameters)} active; ${plan.numDevices} x ${cluster.device} (${cluster.name}), ` +
+    `${source}: ${formatCount(model.parameters)} parameters, ${formatCount(model.activeParameters)} active; ${describeDevices(cluster.devices)} (${cluster.name}), ` +
       `${report.batchSequences} sequences of ${report.sequenceLength} tokens a step`,
     `best by ${report.objective}: ${describeLayout(layout)}`,
     `step ${plan.stepTimeMs.toFixed(1)} ms, ${plan.tokensPerGpuPerSecond.toFixed(0)} tokens a second and device, ${percent(plan.mfu)} of the peak (model FLOPs), bubble ${percent(plan.bubbleFraction)}; ${proof}`,

@@ -24,6 +24,7 @@ export interface StepTerms {
   /** Collectives inside layers. */
   readonly communication: number;
   readonly recompute: number;
+  /** What micro-batches take besides their layers (`microBatchSeconds` of the cluster's efficiency). */
   readonly overhead: number;
   /** Messages between stages that the sender waits for. */
   readonly messages: number;

@@ -10,8 +10,10 @@ export { megatronLayout, parseMegatronLayout, type MegatronStage } from "./megat
 export { planPage, type PlanPage } from "./page.ts";
 export { partitionLayers, type LayerPartition, type PartitionProblem, type StageCandidate } from "./partition.ts";
 export {
+  describeDevices,
   objectives,
   planTraining,
+  type DeviceCount,
   type LayoutSummary,
   type Objective,
   type PlanReport,

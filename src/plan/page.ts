@@ -5,7 +5,7 @@
  */
 import { barChart, escapeHtml, scatterPlot, timelineChart } from "./charts.ts";
 import { gibibytes } from "./excess.ts";
-import type { PlanReport, PlanSummary, RunnerUp } from "./plan.ts";
+import { describeDevices, type PlanReport, type PlanSummary, type RunnerUp } from "./plan.ts";
 import { describeLayout } from "./search.ts";
 import type { TimelineEntry } from "./simulate.ts";
 import { memoryParts, type StageMemory } from "./types.ts";
@@ -21,7 +21,7 @@ export interface PlanPage {
 
 export function planPage({ title, report, timeline, memory, memoryLimits, notes }: PlanPage): string {
   const { plan, cluster } = report;
-  const heading = `${title} on ${plan.numDevices} x ${cluster.device}`;
+  const heading = `${title} on ${describeDevices(cluster.devices)}`;
   const bars = memory.map((stage, rank) => ({
     label: `rank ${rank}`,
     values: memoryParts.map((part) => stage[part] / 2 ** 30),

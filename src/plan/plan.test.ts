@@ -5,7 +5,7 @@ import { flopsPerToken } from "../config/model-counts.ts";
 import { escapeHtml, ticks } from "./charts.ts";
 import { LayoutEvaluation } from "./evaluate.ts";
 import { planPage } from "./page.ts";
-import { objectives, planTraining, type PlanRequest } from "./plan.ts";
+import { describeDevices, objectives, planTraining, type PlanRequest } from "./plan.ts";
 import { chromeTrace } from "./trace.ts";
 
 const a800 = findClusterPreset("a800");
@@ -109,6 +109,23 @@ describe("a plan", () => {
     expect(report.search.numLayouts).toBeGreaterThan(1000);
     expect(report.best.pp * report.best.dp * report.best.tp).toBe(1536);
   });
+});
+
+test("devices of several kinds are told with their numbers", () => {
+  const [group] = a800.nodes;
+  const [card] = findClusterPreset("rtx-4090").nodes;
+  if (group === undefined || card === undefined) throw new Error("preset without nodes");
+  const nodes = [
+    { ...group, numNodes: 1 },
+    { ...card, numNodes: 2 },
+    { ...group, numNodes: 1 },
+  ];
+  const { report } = planTraining({ ...request, cluster: { ...a800, nodes }, model: { ...request.model, numLayers: 4 }, fixed: { tp: 8 } });
+  expect(report.cluster.devices).toEqual([
+    { name: "A800", count: 16 },
+    { name: card.device.name, count: 16 },
+  ]);
+  expect(describeDevices(report.cluster.devices)).toBe(`16 x A800, 16 x ${card.device.name}`);
 });
 
 describe("what makes no sense is refused in one line that says what would", () => {

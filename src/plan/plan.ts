@@ -100,8 +100,14 @@ export interface RunEstimate {
   readonly cost: number | null;
 }
 
+/** Devices of one kind. */
+export interface DeviceCount {
+  readonly name: string;
+  readonly count: number;
+}
+
 export interface PlanReport {
-  readonly cluster: { readonly name: string; readonly numDevices: number; readonly device: string };
+  readonly cluster: { readonly name: string; readonly numDevices: number; readonly devices: readonly DeviceCount[] };
   readonly model: { readonly parameters: number; readonly activeParameters: number };
   readonly sequenceLength: number;
   readonly batchSequences: number;
@@ -153,7 +159,7 @@ export function planTraining(request: PlanRequest): PlanResult {
     cluster: {
       name: cluster.name,
       numDevices: numDevices(cluster),
-      device: cluster.nodes.map(({ device }) => device.name).join(", "),
+      devices: deviceCounts(cluster),
     },
     model: { parameters: numParams(request.model), activeParameters: numActiveParams(request.model) },
     sequenceLength: request.sequenceLength,
@@ -310,6 +316,18 @@ function clusterPrice({ nodes }: ClusterConfig, otherwise: number): number {
     (sum, { device, devicesPerNode, numNodes }) => sum + devicesPerNode * numNodes * (device.pricePerHour ?? otherwise),
     0,
   );
+}
+
+function deviceCounts({ nodes }: ClusterConfig): DeviceCount[] {
+  const counts = new Map<string, number>();
+  for (const { device, devicesPerNode, numNodes } of nodes)
+    counts.set(device.name, (counts.get(device.name) ?? 0) + devicesPerNode * numNodes);
+  return [...counts].map(([name, count]) => ({ name, count }));
+}
+
+/** `1536 x A800`; of several kinds `16 x A800, 16 x RTX-4090`. */
+export function describeDevices(devices: readonly DeviceCount[]): string {
+  return devices.map(({ name, count }) => `${count} x ${name}`).join(", ");
 }
 
 function summarize(

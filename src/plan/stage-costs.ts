@@ -23,7 +23,7 @@ export interface StageTerms {
   /** Collectives inside layers (tensor, expert). */
   readonly communicationSeconds: number;
   readonly recomputeSeconds: number;
-  /** Of the host and the schedule. */
+  /** What a micro-batch takes besides its layers; what the host takes in layers is in them. */
   readonly overheadSeconds: number;
 }
 
