@@ -88,6 +88,18 @@ describe("a plan", () => {
     expect(planTraining({ ...request, objective: "time", targetTokens: 1e12 }).report.run?.cost).toBeNull();
   });
 
+  test("a price that is asked for comes before those of the devices, and a price of nothing leaves the choice to their time", () => {
+    const nodes = request.cluster.nodes.map((group) => ({ ...group, device: { ...group.device, pricePerHour: 3 } }));
+    const fixed = { tp: 4, ep: 8, microBatch: 1 };
+    const priced = { ...request, fixed, cluster: { ...request.cluster, nodes }, targetTokens: 1e12 };
+    const hours = planTraining(priced).report.run?.deviceHours ?? 0;
+    expect(planTraining(priced).report.run?.cost).toBeCloseTo(3 * hours, 3);
+    expect(planTraining({ ...priced, pricePerHour: 2 }).report.run?.cost).toBeCloseTo(2 * hours, 3);
+    const free = planTraining({ ...priced, pricePerHour: 0 }).report;
+    expect(free.run?.cost).toBe(0);
+    expect(free.byCost).toEqual(planTraining({ ...priced, pricePerHour: 2 }).report.byCost);
+  });
+
   test("with everything fixed is that layout, evaluated", () => {
     const fixed = { pp: 4, dp: 2, tp: 4, ep: 4, etp: 1, microBatch: 1, interleave: 1 };
     const { report } = planTraining({ ...request, objective: "time", fixed, layers: [4, 4, 4, 4], recompute: [2, 1, 0, 0] });

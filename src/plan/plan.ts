@@ -52,7 +52,7 @@ export interface PlanRequest {
   readonly software?: Software;
   /** Of a run: days, device hours and price are told. */
   readonly targetTokens?: number;
-  /** Of one device, where the cluster's devices have none. */
+  /** Of one device for an hour. Default: what the cluster's devices say. */
   readonly pricePerHour?: number;
 }
 
@@ -273,13 +273,15 @@ interface Searched {
 /** The cheapest of all devices and of fewer; of equals the one with more devices. */
 function cheapestOf(whole: Searched, options: SearchOptions, { pricePerHour }: PlanRequest): Searched {
   let cheapest = whole;
-  let price = whole.search.fastest.seconds * clusterPrice(whole.cluster, pricePerHour ?? 1);
+  // Without prices, and where devices cost nothing, their time counts.
+  const priced = (clusterPrice(whole.cluster, pricePerHour) ?? 0) > 0;
+  const rate = (cluster: ClusterConfig): number => (priced ? clusterPrice(cluster, pricePerHour) : null) ?? numDevices(cluster);
+  let price = whole.search.fastest.seconds * rate(whole.cluster);
   for (const cluster of smallerClusters(whole.cluster)) {
-    const perSecond = clusterPrice(cluster, pricePerHour ?? 1);
-    const below = (price / perSecond) * (1 - 1e-9);
+    const below = (price / rate(cluster)) * (1 - 1e-9);
     const search = tryHard(() => searchLayouts({ ...options, cluster, slack: 0, lean: false, below }));
     if (search === null || typeof search === "string" || search.fastest.seconds >= below) continue;
-    [cheapest, price] = [{ search, cluster }, search.fastest.seconds * perSecond];
+    [cheapest, price] = [{ search, cluster }, search.fastest.seconds * rate(cluster)];
   }
   return cheapest;
 }
@@ -310,12 +312,15 @@ function tryHard<T>(attempt: () => T): T | null {
   }
 }
 
-/** Of all devices for an hour. */
-function clusterPrice({ nodes }: ClusterConfig, otherwise: number): number {
-  return nodes.reduce(
-    (sum, { device, devicesPerNode, numNodes }) => sum + devicesPerNode * numNodes * (device.pricePerHour ?? otherwise),
-    0,
-  );
+/** Of all devices for an hour: at the price that was asked for, else at their own; null where one has none. */
+function clusterPrice({ nodes }: ClusterConfig, pricePerHour: number | undefined): number | null {
+  let sum = 0;
+  for (const { device, devicesPerNode, numNodes } of nodes) {
+    const price = pricePerHour ?? device.pricePerHour;
+    if (price === undefined) return null;
+    sum += devicesPerNode * numNodes * price;
+  }
+  return sum;
 }
 
 function deviceCounts({ nodes }: ClusterConfig): DeviceCount[] {
@@ -368,12 +373,12 @@ function summarize(
 function runEstimate(plan: PlanSummary, cluster: ClusterConfig, { batchTokens, pricePerHour }: PlanRequest, tokens: number): RunEstimate {
   const steps = Math.ceil(tokens / batchTokens);
   const hours = (steps * plan.stepTimeMs) / 3.6e6;
-  const priced = cluster.nodes.every(({ device }) => (device.pricePerHour ?? pricePerHour) !== undefined);
+  const price = clusterPrice(cluster, pricePerHour);
   return {
     tokens,
     steps,
     days: hours / 24,
     deviceHours: hours * plan.numDevices,
-    cost: priced ? hours * clusterPrice(cluster, pricePerHour ?? 0) : null,
+    cost: price === null ? null : hours * price,
   };
 }

@@ -87,7 +87,7 @@ export function addPlan(program: Command): void {
     .option("--recompute <how>", "auto, none, full, selective, or how many layers of each stage (with --layers)", recomputeOf)
     .option("--memory-reserve <share>", "share of a device's memory that is left free", shareBelowOne, 0.05)
     .option("--tokens <n>", "tokens of the whole run: days, device hours and cost", decimal(1))
-    .option("--price <x>", "price of a device for an hour", decimal(0))
+    .option("--price <x>", "price of a device for an hour (default: the cluster file's)", decimal(0))
     .option("--serve", "plan serving instead: one tensor-parallel group over all devices")
     .addOption(new Option("--weights <format>", "serving: format of the weights").choices(["fp8", "bf16", "f32"]).default("fp8"))
     .addOption(new Option("--kv <type>", "serving: type of keys and values").choices(["bf16", "fp8"]).default("bf16"))
