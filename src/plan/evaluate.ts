@@ -76,6 +76,8 @@ export class LayoutEvaluation {
   readonly #ranks: readonly (readonly StageCosts[])[];
   readonly #M: number;
   readonly #cache: EvaluationCache;
+  /** What a device of plain stages may hold besides its own limit, while `leanest` lowers it. */
+  #limitBytes = Infinity;
 
   constructor(layout: PlanLayout, options: EvaluateOptions, cache = new EvaluationCache()) {
     this.layout = layout;
@@ -145,6 +147,25 @@ export class LayoutEvaluation {
     return true;
   }
 
+  /**
+   * The fastest of the splits whose fullest device holds the least, to a millionth, with no more recomputed than that takes. Of interleaved stages:
+   * what `evaluate` finds.
+   */
+  leanest(): EvaluatedLayout | InfeasibleLayout {
+    if (this.schedule === "interleaved" || !this.fits()) return this.evaluate();
+    let [low, high] = [this.memoryBound(), Math.max(...this.#ranks.flat().map(({ memoryBytes }) => memoryBytes))];
+    while (high - low > 1e-6 * high) {
+      this.#limitBytes = (low + high) / 2;
+      if (this.fits()) high = this.#limitBytes;
+      else low = this.#limitBytes;
+    }
+    this.#limitBytes = high;
+    const result = this.evaluate();
+    this.#limitBytes = Infinity;
+    // What was proven is proven of splits within the limit only.
+    return isFeasible(result) ? { ...result, lowerBoundSeconds: Math.min(this.bound(), result.seconds), optimal: false } : result;
+  }
+
   evaluate(): EvaluatedLayout | InfeasibleLayout {
     return this.schedule === "interleaved" ? this.#evaluateInterleaved() : this.#evaluatePlain();
   }
@@ -158,8 +179,9 @@ export class LayoutEvaluation {
   #recompute(rank: number, stage: number, first: number, n: number, inFlight: number): RecomputeCounts | null {
     const policy = this.#policy(stage);
     const costs = this.#kinds(rank).reduce((a, b) => (b.memoryBytes < a.memoryBytes ? b : a), this.#first(rank));
-    if (typeof policy === "string") return costs.recompute(first, n, inFlight, policy);
-    return policy.full <= n && costs.bytes(first, n, policy, inFlight) <= costs.memoryBytes ? policy : null;
+    const memoryBytes = Math.min(costs.memoryBytes, this.#limitBytes);
+    if (typeof policy === "string") return costs.recompute(first, n, inFlight, policy, memoryBytes);
+    return policy.full <= n && costs.bytes(first, n, policy, inFlight) <= memoryBytes ? policy : null;
   }
 
   #kinds(rank: number): readonly StageCosts[] {

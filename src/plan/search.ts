@@ -3,7 +3,7 @@
  *
  * Method: the bound of a layout (`LayoutEvaluation.bound`) takes microseconds, its exact split milliseconds. Layouts are evaluated in
  * the order of their bounds until the next bound is above the best step found by more than `slack`: no layout left can then be the fastest,
- * nor within `slack` of it. For memory, layouts are tried with everything recomputed in the order of a bound on their bytes, until the next
+ * nor within `slack` of it. For memory, the leanest split of each layout is looked for in the order of a bound on their bytes, until the next
  * bound is above the least found. Cost per token on the same devices follows time; `plan.ts` asks again with fewer, and only for steps
  * that are short enough to be cheaper (`below`).
  *
@@ -107,24 +107,25 @@ function refined(ranked: readonly EvaluatedLayout[], options: SearchOptions, cac
 }
 
 /**
- * The plans that hold the least: with everything recomputed, where nothing else was asked for. Interleaved stages hold more than one stage a
- * rank does, so they are looked at only where the latter is excluded.
+ * The plans that hold the least. Interleaved stages hold more than one stage a rank does, so they are looked at only where the latter is
+ * excluded; they have everything recomputed, where nothing else was asked for.
  */
 function leanPlans(options: SearchOptions, layouts: readonly PlanLayout[], cache: EvaluationCache): EvaluatedLayout[] {
   if (options.lean === false) return [];
   const { recompute = "auto" } = options;
   const plain = layouts.filter(({ interleave }) => interleave === 1);
   const bounded = (plain.length > 0 ? plain : layouts)
-    .map(
-      (layout) => new LayoutEvaluation(layout, { maxNodes: 1000, ...options, recompute: recompute === "auto" ? "full" : recompute }, cache),
-    )
+    .map((layout) => {
+      const all = recompute === "auto" && layout.interleave > 1 ? "full" : recompute;
+      return new LayoutEvaluation(layout, { maxNodes: 1000, ...options, recompute: all }, cache);
+    })
     .map((evaluation) => ({ evaluation, bound: evaluation.memoryBound() }))
     .toSorted((a, b) => a.bound - b.bound || compareLayouts(a.evaluation.layout, b.evaluation.layout));
   const found: EvaluatedLayout[] = [];
   let least = Infinity;
   for (const { evaluation, bound } of bounded) {
     if (bound > least) break;
-    const result = evaluation.evaluate();
+    const result = evaluation.leanest();
     if (!isFeasible(result)) continue;
     found.push(result);
     least = Math.min(least, result.peakMemoryBytes);

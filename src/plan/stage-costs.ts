@@ -138,16 +138,16 @@ export class StageCosts {
     return this.fixedBytes(first, n) + inFlight * this.keptBytes(first, n, counts) + this.workspaceBytes(first, n, counts);
   }
 
-  /** The recomputation with the least added time that fits, or null where even all of it does not. */
-  recompute(first: number, n: number, inFlight: number, policy: RecomputePolicy): RecomputeCounts | null {
-    const fits = (counts: RecomputeCounts): boolean => this.bytes(first, n, counts, inFlight) <= this.memoryBytes;
+  /** The recomputation with the least added time that fits into `memoryBytes`, or null where even all of it does not. */
+  recompute(first: number, n: number, inFlight: number, policy: RecomputePolicy, memoryBytes = this.memoryBytes): RecomputeCounts | null {
+    const fits = (counts: RecomputeCounts): boolean => this.bytes(first, n, counts, inFlight) <= memoryBytes;
     if (policy !== "auto") {
       const counts = { full: policy === "full" ? n : 0, selective: policy === "selective" ? n : 0 };
       return fits(counts) ? counts : null;
     }
     if (fits(noRecompute)) return noRecompute;
     // Nothing keeps less than full recomputation.
-    if (this.fixedBytes(first, n) + inFlight * this.keptBytes(first, n, { full: n, selective: 0 }) > this.memoryBytes) return null;
+    if (this.fixedBytes(first, n) + inFlight * this.keptBytes(first, n, { full: n, selective: 0 }) > memoryBytes) return null;
     if (this.model.workload.software.freesInBackward === true) return this.#leastRecompute(first, n, fits);
     let best: RecomputeCounts | null = null;
     let bestSeconds = Infinity;
