@@ -1,6 +1,15 @@
 import { describe, expect, test } from "vitest";
 import { findClusterPreset, type EfficiencyConfig } from "../config/cluster.ts";
-import { calibrateCluster, fitEfficiency, fittedKeys, meanError, paddedVocabulary, predictRows, prepareRow, type PreparedRow } from "./calibrate.ts";
+import {
+  calibrateCluster,
+  fitEfficiency,
+  fittedKeys,
+  meanError,
+  paddedVocabulary,
+  predictRows,
+  prepareRow,
+  type PreparedRow,
+} from "./calibrate.ts";
 import { parseMeasurements, type Measurement } from "./measurements.ts";
 import { softwarePresets } from "./software.ts";
 
