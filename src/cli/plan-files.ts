@@ -16,7 +16,8 @@ import {
 export function planFiles(result: PlanResult, model: ModelConfig, source: string): Record<string, string> {
   const { best, report, cluster, options } = result;
   const devices = Array.from({ length: best.layout.pp }, (_, rank) => deviceOfRank(result, rank));
-  const context: ExportContext = { model, sequenceLength: report.sequenceLength, batchSequences: report.batchSequences, devices };
+  const { sequenceLength, batchSequences } = report;
+  const context: ExportContext = { model, sequenceLength, batchSequences, devices, software: options.workload.software };
   const layout = trainingLayout(best, model);
   const megatron = megatronArguments(best, context);
   const flagScale = flagScaleConfig(best, context);

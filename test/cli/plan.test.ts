@@ -121,6 +121,14 @@ describe("moe plan", () => {
     expect(again.stepTimeMs).toBeCloseTo(report.stepTimeMs, 6);
   });
 
+  test("what it writes for other programs computes in the types of the software that was planned for", () => {
+    const out = join(folder, "f16");
+    const layout = ["--pp", "1", "--dp", "32", "--tp", "2", "--micro-batch", "2"];
+    moe("skywork-13b", "--cluster", "a800", "--gpus", "64", ...layout, "--software", "megatron-deepspeed", "--out", out);
+    expect(readFileSync(join(out, "megatron-arguments.txt"), "utf8")).toContain("--fp16");
+    expect(readFileSync(join(out, "flagscale.yaml"), "utf8")).toContain("fp16: true");
+  });
+
   test("takes a folder, a config.json and a cluster file, and gives what the presets give", () => {
     const config = join(folder, "config.json");
     writeFileSync(config, JSON.stringify(toHuggingFaceConfig(modelPresets["mixtral-8x7b"], "bfloat16")));
