@@ -66,7 +66,7 @@ export type Quantized = Pick<QuantizeReport, "quantizedBytes" | "bf16Bytes" | "n
 /** Ours, in FP8 with channel scales, and what quantizing said of its bytes. */
 export async function fp8Model(): Promise<{ path: string; report: Quantized }> {
   const source = await upcycledModel();
-  const path = `${source}-fp8-${hashOf("src/quant", "src/model/quantize.ts")}`;
+  const path = `${source}-fp8-${hashOf("src/quant", "src/model/quantize.ts", "src/model/quantize-plan.ts")}`;
   const reportPath = `${path}.json`;
   if (!existsSync(path) || !existsSync(reportPath)) {
     rmSync(path, { recursive: true, force: true });

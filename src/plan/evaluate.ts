@@ -15,26 +15,9 @@ import { simulateStep, type CompiledSchedule, type SimulatedStep, type Simulatio
 import { EvaluationCache, stageCostsOfRanks, type EvaluateOptions } from "./evaluation-cache.ts";
 import { fullestRank } from "./excess.ts";
 import { evenInterleaved, firstLayers, movedLayers, recomputeInterleaved, type InterleavedProblem } from "./interleaved.ts";
-import { noRecompute, type RecomputeCounts, type RecomputePolicy, type StageCosts } from "./stage-costs.ts";
+import { rankMemory, stepTerms, type StepTerms } from "./step-terms.ts";
+import { countsOf, noRecompute, type RecomputeCounts, type RecomputePolicy, type StageCosts } from "./stage-costs.ts";
 import type { PlanLayout, StageMemory, StagePlan } from "./types.ts";
-
-/** Seconds of a step by what they are spent on, along the rank with the most work; they add up to the step. */
-export interface StepTerms {
-  readonly compute: number;
-  /** Collectives inside layers. */
-  readonly communication: number;
-  readonly recompute: number;
-  /** What micro-batches take besides their layers (`microBatchSeconds` of the cluster's efficiency). */
-  readonly overhead: number;
-  /** Messages between stages that the sender waits for. */
-  readonly messages: number;
-  /** Waiting for other stages. */
-  readonly bubble: number;
-  /** Exchange of gradients (and weights) over data-parallel ranks that nothing hides. */
-  readonly gradients: number;
-  readonly optimizer: number;
-  readonly step: number;
-}
 
 export interface EvaluatedLayout {
   readonly layout: PlanLayout;
@@ -265,7 +248,8 @@ export class LayoutEvaluation {
   ): EvaluatedLayout {
     const stages = this.#stages(layers, counts);
     const simulated = this.simulate(stages);
-    const memory = this.#memory(stages, simulated);
+    const step = { stages, simulated, ranks: this.#ranks, numMicroBatches: this.#M };
+    const memory = rankMemory(step);
     return {
       layout: this.layout,
       schedule: this.schedule,
@@ -278,7 +262,7 @@ export class LayoutEvaluation {
       memoryLimits: this.#ranks.map((kinds) => Math.min(...kinds.map(({ memoryBytes }) => memoryBytes))),
       peakMemoryBytes: Math.max(...memory.map(({ total }) => total)),
       bubbleFraction: simulated.bubbleFraction,
-      terms: this.#terms(stages, simulated),
+      terms: stepTerms(step),
     };
   }
 
@@ -324,61 +308,6 @@ export class LayoutEvaluation {
     };
   }
 
-  #memory(stages: readonly StagePlan[], simulated: SimulatedStep): StageMemory[] {
-    const P = this.layout.pp;
-    return Array.from({ length: P }, (_, rank) => {
-      const own = stages.filter((_, s) => s % P === rank).map((stage) => this.#first(rank).model.stageMemory(stage, 0));
-      const sum = (of: (memory: StageMemory) => number): number => own.reduce((total, memory) => total + of(memory), 0);
-      const parts = { weights: sum((m) => m.weights), gradients: sum((m) => m.gradients), optimizer: sum((m) => m.optimizer) };
-      const activations = simulated.peakActivationBytes[rank] ?? 0;
-      const costs = this.#first(rank);
-      const workspace = Math.max(
-        ...stages.filter((_, s) => s % P === rank).map((stage) => costs.workspaceBytes(stage.firstLayer, stage.numLayers, countsOf(stage))),
-      );
-      return {
-        ...parts,
-        activations,
-        workspace,
-        total: parts.weights + parts.gradients + parts.optimizer + activations + workspace,
-      };
-    });
-  }
-
-  #terms(stages: readonly StagePlan[], { seconds, busySeconds, sendSeconds, pipelineSeconds }: SimulatedStep): StepTerms {
-    const P = this.layout.pp;
-    const work = busySeconds.map((busy, r) => busy + (sendSeconds[r] ?? 0));
-    const critical = work.indexOf(work.reduce((a, b) => Math.max(a, b), 0));
-    const own = stages
-      .filter((_, s) => s % P === critical)
-      .map((stage) => this.#first(critical).time(stage.firstLayer, stage.numLayers, countsOf(stage)));
-    const sum = (of: (time: (typeof own)[number]) => number): number => this.#M * own.reduce((total, time) => total + of(time), 0);
-    const parts = {
-      communication: sum((t) => t.communicationSeconds),
-      recompute: sum((t) => t.recomputeSeconds),
-      overhead: sum((t) => t.overheadSeconds),
-      messages: sendSeconds[critical] ?? 0,
-    };
-    const stepSeconds = this.#first(0).model.stepSeconds;
-    const optimizer = Math.max(
-      ...Array.from({ length: P }, (_, rank) =>
-        Math.max(
-          ...this.#kinds(rank).map((costs) =>
-            stages.reduce((total, s, i) => total + (i % P === rank ? costs.stepEnd(s.firstLayer, s.numLayers).optimizerSeconds : 0), 0),
-          ),
-        ),
-      ),
-    );
-    return {
-      // What a slower kind of device than the first takes is computing, too.
-      compute: (busySeconds[critical] ?? 0) - parts.communication - parts.recompute - parts.overhead,
-      ...parts,
-      bubble: pipelineSeconds - (work[critical] ?? 0),
-      gradients: seconds - pipelineSeconds - optimizer - stepSeconds,
-      optimizer,
-      step: stepSeconds,
-    };
-  }
-
   #interleavedProblem(): InterleavedProblem {
     return {
       numRanks: this.layout.pp,
@@ -414,8 +343,4 @@ export class LayoutEvaluation {
     });
     return { layout: this.layout, reason: worst.text, excessBytes: worst.excessBytes };
   }
-}
-
-function countsOf({ fullRecompute, selectiveRecompute }: StagePlan): RecomputeCounts {
-  return { full: fullRecompute, selective: selectiveRecompute };
 }

@@ -1,7 +1,7 @@
 /** The planner: what a layout costs, which is best, how a step goes, and what to tell the programs that run it. */
 export { calibrateCluster, type CalibrateClusterOptions, type CalibrationReport } from "./calibrate.ts";
 export { createCostModel } from "./cost.ts";
-export { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
+export { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout } from "./evaluate.ts";
 export { gibibytes } from "./excess.ts";
 export { flagScaleConfig, megatronArguments, trainingLayout, type ExportContext, type ExportedPlan } from "./export.ts";
 export { layoutsOf, type FixedLayout } from "./layouts.ts";
@@ -28,5 +28,6 @@ export { gptShape, shapeOf } from "./shape.ts";
 export { planServing, type BatchEstimate, type ServingReport, type ServingRequest } from "./serving.ts";
 export { softwarePresets, type SoftwareName } from "./software.ts";
 export { simulateStep, type SimulatedStep, type SimulationOptions, type StageSeconds, type TimelineEntry } from "./simulate.ts";
+export type { StepTerms } from "./step-terms.ts";
 export { chromeTrace } from "./trace.ts";
 export type { CostModel, LayerCost, ModelShape, PlanLayout, Recompute, Software, StageMemory, StagePlan, Workload } from "./types.ts";

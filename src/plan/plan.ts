@@ -15,13 +15,14 @@ import type { ModelConfig } from "../config/model.ts";
 import { MoeError } from "../util/errors.ts";
 import type { PipelineScheduleName } from "../util/pipeline-schedule.ts";
 import { peakFlops } from "./device-time.ts";
-import type { EvaluatedLayout, StepTerms } from "./evaluate.ts";
+import type { EvaluatedLayout } from "./evaluate.ts";
 import { fewestDevices, mostNodes } from "./fewest-devices.ts";
 import { nearestMultiples, type FixedLayout } from "./layouts.ts";
 import { excessesOf, lossesOf, searchLayouts, type SearchOptions, type SearchResult } from "./search.ts";
 import type { RecomputePolicy } from "./stage-costs.ts";
 import { shapeOf } from "./shape.ts";
 import { softwarePresets } from "./software.ts";
+import type { StepTerms } from "./step-terms.ts";
 import type { MemoryPart, PlanLayout, Software } from "./types.ts";
 
 /** What programs of today do. */

@@ -10,8 +10,9 @@
  * The Pareto table holds the evaluated plans that no other beats in both step time and peak memory. Among equals (to nine digits) the layout with
  * fewer stages, then the smaller micro-batch is first, so the answer does not depend on the order of enumeration.
  */
-import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout, type StepTerms } from "./evaluate.ts";
+import { isFeasible, LayoutEvaluation, type EvaluatedLayout, type InfeasibleLayout } from "./evaluate.ts";
 import { EvaluationCache, type EvaluateOptions } from "./evaluation-cache.ts";
+import type { StepTerms } from "./step-terms.ts";
 import { layoutsOf, type FixedLayout } from "./layouts.ts";
 import { memoryParts, type MemoryPart, type PlanLayout, type StageMemory } from "./types.ts";
 import { numDevices } from "../config/cluster.ts";

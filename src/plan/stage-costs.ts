@@ -272,6 +272,11 @@ export class StageCosts {
 
 const noExchange = { gather: 0, scatter: 0 };
 export const noRecompute: RecomputeCounts = { full: 0, selective: 0 };
+
+/** Of a planned stage. */
+export function countsOf({ fullRecompute, selectiveRecompute }: StagePlan): RecomputeCounts {
+  return { full: fullRecompute, selective: selectiveRecompute };
+}
 const emptyStage: StagePlan = { firstLayer: 0, numLayers: 0, fullRecompute: 0, selectiveRecompute: 0, embedding: false, head: false };
 
 function between(sums: Float64Array, from: number, to: number): number {
