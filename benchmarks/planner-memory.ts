@@ -11,11 +11,10 @@ import { findClusterPreset } from "../src/config/cluster.ts";
 import { completeLayout, numRanks, parseLayout, type LayoutInput } from "../src/config/layout.ts";
 import { fromHuggingFaceConfig } from "../src/config/model-huggingface.ts";
 import { parseRunConfig } from "../src/config/run.ts";
+import { stagesOfRow } from "../src/plan/calibrate.ts";
 import { createCostModel } from "../src/plan/cost.ts";
 import { shapeOf } from "../src/plan/shape.ts";
 import { softwarePresets } from "../src/plan/software.ts";
-import { evenStages } from "../src/plan/step-time.ts";
-import type { StagePlan } from "../src/plan/types.ts";
 import { Engine } from "../src/tensor/index.ts";
 import { train, trainOnRanks } from "../src/train/index.ts";
 import { Random } from "../src/util/random.ts";
@@ -116,16 +115,6 @@ function madeUpText(): string {
   return Array.from({ length: 4000 }, () => Array.from({ length: 8 }, word).join(" ")).join("\n");
 }
 
-/** Stages of the layout: even unless it says, its first layers recomputed as it says. */
-function stagesOf({ pp = 1, layers, recompute }: LayoutInput): StagePlan[] {
-  let firstLayer = 0;
-  return evenStages(numLayers, pp, "none").map((stage, s) => {
-    const own = { ...stage, firstLayer, numLayers: layers?.[s] ?? stage.numLayers, fullRecompute: recompute?.[s] ?? 0 };
-    firstLayer += own.numLayers;
-    return own;
-  });
-}
-
 /** Bytes of the fullest rank, as the planner has them. */
 export function predictPeak([name, layout]: MemoryCase): number {
   const { pp, dp, tp, ep, etp, zero, sequenceParallel } = completeLayout(parseLayout(layout), "case");
@@ -136,7 +125,8 @@ export function predictPeak([name, layout]: MemoryCase): number {
     cluster: findClusterPreset("cpu"),
     layout: { pp, dp, tp, ...experts, microBatch: layout.microBatchSequences ?? 2, interleave: 1, sequenceParallel, zero },
   });
-  return Math.max(...stagesOf(layout).map((stage, s) => cost.stageMemory(stage, Math.min(pp - s, cost.numMicroBatches)).total));
+  const stages = stagesOfRow({ numLayers, pp, stageLayers: layout.layers ?? null, recomputedLayers: layout.recompute ?? null }, "none");
+  return Math.max(...stages.map((stage, s) => cost.stageMemory(stage, Math.min(pp - s, cost.numMicroBatches)).total));
 }
 
 const file = join(import.meta.dirname, "planner-memory.json");

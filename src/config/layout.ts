@@ -17,7 +17,7 @@
  */
 import { z } from "zod";
 import { MoeError } from "../util/errors.ts";
-import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
+import { equalCounts } from "../util/partition.ts";
 import type { ModelConfig } from "./model.ts";
 import { parseStrict } from "./strict.ts";
 
@@ -196,7 +196,7 @@ export interface Stage {
 
 /** The stages of a model of `numLayers` layers, in its order. `recomputeLayers`: of the model's first, where the layout says nothing. */
 export function stagesOf({ pp, interleave, layers, recompute }: Layout, numLayers: number, recomputeLayers: number): Stage[] {
-  const counts = layers ?? partition(numLayers, equalSpeeds(pp * interleave)).map(intervalLength);
+  const counts = layers ?? equalCounts(numLayers, pp * interleave);
   let firstLayer = 0;
   return counts.map((count, stage) => {
     const first = firstLayer;

@@ -165,7 +165,7 @@ function checkedMessage(message: unknown, where: string): ChatMessage {
 async function* readParquet(source: DocumentSource): AsyncGenerator<SourceDocument> {
   const field = source.field ?? "text";
   const { file, metadata } = await openParquet(source.path).catch((error: unknown) => {
-    throw fileError(source.path, "a Parquet file", "a footer that does not parse", error);
+    throw fileError(source.path, "a Parquet file", "a footer that does not parse or contradicts itself", error);
   });
   const columns = metadata.schema.slice(1).map((element) => element.name);
   if (!columns.includes(field)) throw fileError(source.path, `a column "${field}"`, `columns ${columns.join(", ")}`);

@@ -1,16 +1,8 @@
 import { describe, expect, test } from "vitest";
 import { findClusterPreset, type EfficiencyConfig } from "../config/cluster.ts";
-import {
-  calibrateCluster,
-  fitEfficiency,
-  fittedKeys,
-  meanError,
-  paddedVocabulary,
-  predictRows,
-  prepareRow,
-  type PreparedRow,
-} from "./calibrate.ts";
+import { calibrateCluster, fitEfficiency, fittedKeys, meanError, predictRows, prepareRow, type PreparedRow } from "./calibrate.ts";
 import { parseMeasurements, type Measurement } from "./measurements.ts";
+import { paddedVocabulary } from "./megatron-arguments.ts";
 import { softwarePresets } from "./software.ts";
 
 const cluster = findClusterPreset("a100-80");

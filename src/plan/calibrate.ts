@@ -12,6 +12,7 @@ import { createCostModel } from "./cost.ts";
 import type { Measurement } from "./measurements.ts";
 import { minimize, type MinimizeOptions } from "./minimize.ts";
 import { plainRouting } from "../config/model.ts";
+import { paddedVocabulary } from "./megatron-arguments.ts";
 import { gptShape } from "./shape.ts";
 import { CachedCosts, evenStages, stepTime } from "./step-time.ts";
 import type { ModelShape, PlanLayout, Recompute, Software, StagePlan, Workload } from "./types.ts";
@@ -61,11 +62,6 @@ export interface PreparedRow {
   readonly key: string;
 }
 
-/** Megatron pads the vocabulary to a multiple of 128 rows a tensor-parallel rank. */
-export function paddedVocabulary(vocabSize: number, tp: number): number {
-  return Math.ceil(vocabSize / (128 * tp)) * 128 * tp;
-}
-
 export function prepareRow(row: Measurement, software: Software, recompute: Recompute): PreparedRow {
   const { tp, dp, pp, ep, etp, zero, microBatch, numLayers, hiddenSize, numHeads, numKvHeads, ffnSize, sequenceLength, numExperts, topK } =
     row;
@@ -95,7 +91,10 @@ export function prepareRow(row: Measurement, software: Software, recompute: Reco
 }
 
 /** As even as can be, unless the row says. */
-function stagesOfRow({ numLayers, pp, stageLayers, recomputedLayers }: Measurement, choice: Recompute): StagePlan[] {
+export function stagesOfRow(
+  { numLayers, pp, stageLayers, recomputedLayers }: Pick<Measurement, "numLayers" | "pp" | "stageLayers" | "recomputedLayers">,
+  choice: Recompute,
+): StagePlan[] {
   let firstLayer = 0;
   return evenStages(numLayers, pp, choice).map((even, s) => {
     const layers = stageLayers?.[s] ?? even.numLayers;

@@ -7,10 +7,11 @@
  * the work alone. Zero bubble (ZB-H1) takes the split of 1F1B with as many micro-batches in flight on every rank as it needs, and is simulated.
  */
 import { MoeError } from "../util/errors.ts";
+import { equalCounts } from "../util/partition.ts";
 import type { PipelineScheduleName, PipelineScheduleOptions } from "../util/pipeline-schedule.ts";
 import { stepBound } from "./step-bound.ts";
 import { lengthenStep, simulatedMicroBatches } from "./long-step.ts";
-import { evenSplit, partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
+import { partitionLayers, partitionSeconds, type PartitionProblem, type StageCandidate } from "./partition.ts";
 import { simulateStep, type CompiledSchedule, type SimulatedStep, type SimulationOptions } from "./simulate.ts";
 import { EvaluationCache, stageCostsOfRanks, type EvaluateOptions } from "./evaluation-cache.ts";
 import { fullestRank } from "./excess.ts";
@@ -213,7 +214,7 @@ export class LayoutEvaluation {
       return this.#evaluated(given, { lowerBoundSeconds: this.#boundOfSplits(problem), optimal: false });
     }
     const found = partitionLayers(problem);
-    if (found === null) return this.#tooLarge(evenSplit(this.numLayers, this.layout.pp));
+    if (found === null) return this.#tooLarge(equalCounts(this.numLayers, this.layout.pp));
     // The split is that of 1F1B; zero bubble runs it with less waiting, which its bound leaves out.
     const exact = this.schedule === "1f1b";
     return this.#evaluated(found.layers, {

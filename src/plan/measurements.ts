@@ -14,7 +14,7 @@
  */
 import { MoeError } from "../util/errors.ts";
 import { didYouMean } from "../util/nearest.ts";
-import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
+import { equalCounts } from "../util/partition.ts";
 import { recomputeChoices, type Recompute } from "./types.ts";
 
 /** One measured run, and the line of the file that it stood on. */
@@ -241,7 +241,7 @@ function checkStages({ pp, numLayers, stageLayers, recomputedLayers }: Measureme
     if (list !== null && list.length !== pp) fail(`${name} ${list.join("+")} are of ${list.length} stages, pipeline parallelism is ${pp}`);
   const sum = stageLayers?.reduce((a, b) => a + b, 0) ?? numLayers;
   if (sum !== numLayers || stageLayers?.includes(0) === true) fail(`stage layers ${stageLayers?.join("+")} of ${numLayers} layers`);
-  const layers = stageLayers ?? partition(numLayers, equalSpeeds(pp)).map(intervalLength);
+  const layers = stageLayers ?? equalCounts(numLayers, pp);
   const over = recomputedLayers?.findIndex((count, s) => count > (layers[s] ?? 0)) ?? -1;
   if (over >= 0) fail(`recomputed layers ${recomputedLayers?.join("+")}: stage ${over} has ${layers[over]}`);
 }

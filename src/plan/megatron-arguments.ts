@@ -12,8 +12,11 @@ import type { PlanLayout, Software } from "./types.ts";
 
 export type MegatronArguments = Readonly<Record<string, string | number | true>>;
 
-/** Rows of the vocabulary are padded to a multiple of this times tp (`--make-vocab-size-divisible-by`). */
-const vocabularyUnit = 128;
+/** Rows of the vocabulary as Megatron pads it: a multiple of 128 for each tensor-parallel rank (`--make-vocab-size-divisible-by`). */
+export function paddedVocabulary(vocabSize: number, tp: number): number {
+  return Math.ceil(vocabSize / (128 * tp)) * 128 * tp;
+}
+
 /** What `--use-rope-scaling` takes for the numbers of Llama 3.1 that are no arguments. */
 const llama3Scaling = { lowFreqFactor: 1, highFreqFactor: 4, originalMaxPositions: 8192 } as const;
 
@@ -139,7 +142,7 @@ export function megatronRecompute({ stages }: EvaluatedLayout): MegatronRecomput
 export function megatronNotes(plan: EvaluatedLayout, model: ModelConfig): string[] {
   const { tp, ep, sequenceParallel } = plan.layout;
   const { numHeads, numKvHeads, moe, vocabSize } = model;
-  const padded = Math.ceil(vocabSize / (vocabularyUnit * tp)) * vocabularyUnit * tp;
+  const padded = paddedVocabulary(vocabSize, tp);
   return kept([
     [numHeads % tp !== 0, `Megatron needs heads that divide by tp: ${numHeads} over ${tp}`],
     [

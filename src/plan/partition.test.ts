@@ -3,15 +3,20 @@ import { describe, expect, test } from "vitest";
 import { partitionLayers, partitionSeconds, type PartitionProblem } from "./partition.ts";
 import { simulateStep } from "./simulate.ts";
 
+/** Of problems of both kinds. */
+const sizes = {
+  P: fc.integer({ min: 1, max: 5 }),
+  M: fc.integer({ min: 1, max: 14 }),
+  speeds: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 5, maxLength: 5 }),
+  head: fc.integer({ min: 0, max: 12 }),
+};
+
 /** Layers all alike, an end of the model on the first and the last stage, stages of several speeds. */
 const uniformProblem = fc
   .record({
-    P: fc.integer({ min: 1, max: 5 }),
+    ...sizes,
     more: fc.integer({ min: 0, max: 9 }),
-    M: fc.integer({ min: 1, max: 14 }),
-    speeds: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 5, maxLength: 5 }),
     most: fc.integer({ min: 2, max: 12 }),
-    head: fc.integer({ min: 0, max: 12 }),
   })
   .map(({ P, more, M, speeds, most, head }): PartitionProblem => {
     const L = P + more;
@@ -39,13 +44,10 @@ function* splits(total: number, parts: number): Generator<number[]> {
 /** Unequal layers on unequal devices, head and embedding as work, memory limits that make recomputation necessary or a run impossible. */
 const anyProblem = fc
   .record({
-    P: fc.integer({ min: 1, max: 5 }),
+    ...sizes,
     more: fc.integer({ min: 0, max: 6 }),
-    M: fc.integer({ min: 1, max: 14 }),
     layers: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 11, maxLength: 11 }),
-    speeds: fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 5, maxLength: 5 }),
     memory: fc.array(fc.integer({ min: 4, max: 40 }), { minLength: 5, maxLength: 5 }),
-    head: fc.integer({ min: 0, max: 12 }),
     message: fc.integer({ min: 0, max: 3 }),
     gradients: fc.integer({ min: 0, max: 4 }),
   })

@@ -30,7 +30,7 @@
  * (ASPLOS 2024), which balances the steady phase only.
  */
 import { MoeError } from "../util/errors.ts";
-import { equalSpeeds, intervalLength, partition } from "../util/partition.ts";
+import { equalCounts } from "../util/partition.ts";
 import { countedMicroBatches, longSeconds, pipelineScratch, type PipelineScratch } from "./pipeline-time.ts";
 
 /** Seconds of a micro-batch on a stage with these layers (messages that the sender waits for included), and of the end of the step. */
@@ -100,11 +100,6 @@ export function partitionLayers(problem: PartitionProblem): LayerPartition | nul
       `partition of layers: ${numLayers} layers of several kinds over ${numStages} stages are ${numbers / 4} candidates, at most ${mostNumbers / 4} are compared; fewer stages or more (--pp) make fewer`,
     );
   return new PartitionSearch(problem).solve();
-}
-
-/** As many layers on every stage as can be. */
-export function evenSplit(numLayers: number, numStages: number): number[] {
-  return partition(numLayers, equalSpeeds(numStages)).map(intervalLength);
 }
 
 /** T of one split. Null where a stage's layers do not fit it. */
@@ -183,7 +178,7 @@ class PartitionSearch {
     this.#forward.fill(Infinity);
     this.#most = new Int32Array(P * (uniform ? 1 : L - P + 1));
     // No stage of the best split works longer than an even split takes in all.
-    const enough = (partitionSeconds(problem, evenSplit(L, P)) ?? Infinity) * (1 + 1e-9);
+    const enough = (partitionSeconds(problem, equalCounts(L, P)) ?? Infinity) * (1 + 1e-9);
     for (let s = 0; s < P; s++) {
       // Every stage has a layer at least, so a first layer and a count have their ranges.
       for (let first = s; first <= (s === 0 || uniform ? s : L - P + s); first++) {

@@ -4,6 +4,7 @@
  * Interleaved and zero-bubble schedules, overlapped messages and timelines are `simulate.ts`; this is the quick form that calibration
  * evaluates a million times.
  */
+import { equalCounts } from "../util/partition.ts";
 import { expertsOf } from "./shape.ts";
 import { recomputeOf } from "./memory.ts";
 import { oneForwardOneBackwardSeconds, pipelineScratch } from "./pipeline-time.ts";
@@ -58,8 +59,7 @@ export function stageTimes(costs: CachedCosts, stage: StagePlan): StageTimes {
 /** Stages of as equal numbers of layers as can be (the first ones get one more), all layers recomputed alike. */
 export function evenStages(numLayers: number, pp: number, recompute: Recompute): StagePlan[] {
   let firstLayer = 0;
-  return Array.from({ length: pp }, (_, s) => {
-    const layers = Math.floor(numLayers / pp) + (s < numLayers % pp ? 1 : 0);
+  return equalCounts(numLayers, pp).map((layers, s) => {
     const stage = {
       firstLayer,
       numLayers: layers,

@@ -9,7 +9,8 @@ export interface ParquetFile {
 /**
  * A Parquet file whose row groups have the columns of its schema, in its order. The reader starts all columns, one after the
  * other; if a name or a place of one is wrong, it throws and leaves the others' errors to nobody, which ends the program. So
- * names are checked before, and places give a rejected promise, which the reader waits for as for any other.
+ * names are checked before, and places give a rejected promise, which the reader waits for as for any other. Rejects with the system's or the
+ * reader's error, or one that names the columns: callers say which file it was.
  */
 export async function openParquet(path: string): Promise<ParquetFile> {
   const whole = await asyncBufferFromFile(path);

@@ -59,6 +59,11 @@ export function equalSpeeds(ranks: number): number[] {
   return Array.from({ length: ranks }, () => 1);
 }
 
+/** How many of `total` each of `ranks` equal ranks gets: as equal numbers as can be, the first ones one more. */
+export function equalCounts(total: number, ranks: number): number[] {
+  return partition(total, equalSpeeds(ranks)).map(intervalLength);
+}
+
 function shareUnits(numUnits: number, speeds: readonly number[], most: readonly number[]): number[] {
   const sum = speeds.reduce((a, b) => a + b, 0);
   // Nobody gets less than the whole part of its fair share in the optimum, unless a limit says so.
